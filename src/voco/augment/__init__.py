@@ -1,0 +1,1 @@
+"""Random changes of volumes: batched, on their device, drawn first and then applied."""

@@ -1,0 +1,124 @@
+"""What a network declares so that methods and tasks can use it without knowing it."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from voco.config import Config
+from voco.errors import ConfigError
+from voco.shapes import Level, Shape3, Volumes
+
+
+class BackboneConfig(Config, ABC):
+    """Settings of a backbone. A subclass adds ``name: Literal[...]``, which selects it."""
+
+    in_channels: int = 1
+    """Channels of a volume."""
+
+    @abstractmethod
+    def build(self, out_channels: int = 1) -> "Backbone":
+        """The backbone, with random weights from torch's current seed.
+
+        Args:
+            out_channels: Channels of the output layer: classes, for segmentation.
+
+        Raises:
+            ConfigError: If the settings do not fit together.
+        """
+
+
+class Backbone(nn.Module, ABC):
+    """A network with an encoder, a decoder and an output layer.
+
+    The library's own network is ``network``; its ``state_dict`` is what is handed on, under the
+    library's own names. ``forward`` equals ``network(volumes)`` and equals
+    ``head(decode(encode(volumes)))``.
+
+    Attributes:
+        network: The library's own network class.
+        channels: Channels of each level of the pyramid, finest first.
+        strides: Voxels of the input per voxel of each level.
+        embedding_levels: Which levels a method pools for an embedding, as the references do.
+        divisor: Every side of an input must be a multiple of this.
+        smallest: Least side of an input that can be trained on.
+        fixed_size: The only size the network takes, or ``None`` if any that divides.
+        encoder_prefixes: Prefixes of the encoder's parameter names in ``network``.
+        decoder_prefixes: The same of the decoder.
+        head_prefixes: The same of the output layer.
+    """
+
+    network: nn.Module
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    embedding_levels: tuple[int, ...]
+    divisor: int
+    smallest: int
+    fixed_size: Shape3 | None = None
+    encoder_prefixes: ClassVar[tuple[str, ...]]
+    decoder_prefixes: ClassVar[tuple[str, ...]]
+    head_prefixes: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def encode(self, volumes: Volumes) -> list[Level]:
+        """The pyramid of features, finest first; uses the encoder's parameters only."""
+
+    @abstractmethod
+    def decode(self, pyramid: list[Level]) -> Level:
+        """Features at full resolution, from the pyramid that :meth:`encode` gave."""
+
+    @abstractmethod
+    def head(self, features: Level) -> Level:
+        """The output layer: one channel per class, before softmax."""
+
+    def forward(self, volumes: Volumes) -> Level:
+        """Logits, one channel per class, at full resolution."""
+        return self.head(self.decode(self.encode(volumes)))
+
+    def check_size(self, size: Shape3) -> None:
+        """Refuse a size that the network cannot take.
+
+        Raises:
+            ConfigError: Naming the size, the rule, and the nearest sizes that fit.
+        """
+        name = type(self).__name__
+        if self.fixed_size is not None and size != self.fixed_size:
+            raise ConfigError(
+                f"{name} was built for volumes of {self.fixed_size} voxels and takes no other; "
+                f"got {size}. Set the backbone's size to {size}, or the crop to {self.fixed_size}."
+            )
+        if any(side % self.divisor or side < self.smallest for side in size):
+            fits = tuple(
+                max(self.smallest, round(side / self.divisor) * self.divisor) for side in size
+            )
+            raise ConfigError(
+                f"{name} takes volumes whose sides are multiples of {self.divisor} and at least "
+                f"{self.smallest} voxels; got {size}. The nearest size that fits is {fits}."
+            )
+
+
+class TokenBackbone(Backbone):
+    """A backbone that cuts a volume into tokens (patches), for methods that mask or drop them.
+
+    Attributes:
+        patch: Voxels of a patch along each axis.
+        width: Length of a token's embedding.
+    """
+
+    patch: Shape3
+    width: int
+
+    @abstractmethod
+    def tokens(
+        self, volumes: Volumes, keep: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Float[Tensor, "b t e"]:
+        """Encoded tokens, in row-major order (x outermost).
+
+        Args:
+            volumes: The volumes.
+            keep: With no ``mask_token``: int64 ``(b, kept)``, the tokens that enter the encoder
+                (the others are dropped). With it: bool ``(b, t)``, true where the token is seen;
+                the others are replaced by ``mask_token``.
+            mask_token: ``(e,)``.
+        """

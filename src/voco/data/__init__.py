@@ -1,0 +1,1 @@
+"""Scans: reading them, preparing them, keeping them, and serving parts of them."""

@@ -1,0 +1,84 @@
+"""What a self-supervised pre-training method declares."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from voco.backbone import Backbone
+from voco.config import Config
+from voco.shapes import Shape3, Volumes
+from voco.task import Step, Task
+
+
+class Panel(NamedTuple):
+    """One small picture of what a method does, drawn by the report.
+
+    Attributes:
+        title: What is seen.
+        image: A slice, from 0 (black) to 1 (white), first axis to the right, second upwards.
+        rectangles: ``(x, y, width, height, text)`` in voxels of the image.
+        bars: Names and one or two series of numbers, drawn beside each other instead of an image.
+    """
+
+    title: str
+    image: Float[np.ndarray, "_ _"] | None = None
+    rectangles: tuple[tuple[float, float, float, float, str], ...] = ()
+    bars: dict[str, tuple[float, ...]] | None = None
+
+
+class MethodConfig(Config, ABC):
+    """Settings of a method. A subclass adds ``name: Literal[...]``, which selects it."""
+
+    @abstractmethod
+    def build(self, backbone: Backbone) -> "Method":
+        """The method around a backbone.
+
+        Raises:
+            ConfigError: If the backbone does not fit the method; names those that do.
+        """
+
+
+class Method(Task[Volumes], ABC):
+    """A pre-training task on unlabelled volumes.
+
+    Attributes:
+        window: Voxels of the volumes that the loader must deliver.
+        trains_decoder: Whether the decoder's weights are handed over too.
+    """
+
+    window: Shape3
+    trains_decoder: ClassVar[bool] = False
+
+    @abstractmethod
+    def views(self, volumes: Volumes, step: Step) -> tuple[Any, ...]:
+        """What the networks see of the volumes: a named tuple, made where the volumes are.
+
+        A function of the volumes and ``step.draws`` alone: same step, same views.
+        """
+
+    @abstractmethod
+    def handover(self) -> Backbone:
+        """The backbone whose weights go on."""
+
+    def show(self, volumes: Volumes, step: Step) -> list[Panel]:
+        """Pictures of the first views; by default the middle slice of everything image-like."""
+        with torch.no_grad():
+            views = self.views(volumes, step)
+        names = getattr(views, "_fields", [str(i) for i in range(len(views))])
+        return [
+            Panel(f"{name} {index}" if len(slices) > 1 else name, image)
+            for name, view in zip(names, views, strict=True)
+            if isinstance(view, Tensor) and view.is_floating_point() and view.ndim >= 5
+            for slices in [middle_slices(view)]
+            for index, image in enumerate(slices)
+        ]
+
+
+def middle_slices(view: Tensor, most: int = 16) -> list[Float[np.ndarray, "_ _"]]:
+    """The middle axial slice of the first channel of up to ``most`` volumes or crops."""
+    flat = view.detach().float().cpu().reshape(-1, *view.shape[-4:])[:most]
+    return [volume[0, :, :, volume.shape[-1] // 2].numpy() for volume in flat]

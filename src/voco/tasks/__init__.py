@@ -1,0 +1,1 @@
+"""What networks are fine-tuned for, one file each."""

@@ -90,8 +90,32 @@ class ZScoreIntensity(IntensityConfig):
         return (statistics.mean, statistics.mean + statistics.std)
 
 
+class ModalityIntensity(IntensityConfig):
+    """CT by a window of HU, every other modality by its own percentiles; all to [0, 1].
+
+    For stores of mixed scans, and for recipes that must run on any store.
+    """
+
+    name: Literal["modality"] = "modality"
+    low: float = -175.0
+    """Becomes 0 in CT (HU)."""
+    high: float = 250.0
+    """Becomes 1 in CT (HU)."""
+
+    def ramp(self, case: Case) -> Ramp:
+        """The window for CT, percentiles for the rest."""
+        if case.modality == "CT":
+            return WindowIntensity(low=self.low, high=self.high).ramp(case)
+        return PercentileIntensity().ramp(case)
+
+    def units(self, statistics: ChannelStatistics) -> tuple[float, float]:
+        """Of a case that is not CT."""
+        return PercentileIntensity().units(statistics)
+
+
 Intensity = Annotated[
-    WindowIntensity | PercentileIntensity | ZScoreIntensity, Field(discriminator="name")
+    WindowIntensity | PercentileIntensity | ZScoreIntensity | ModalityIntensity,
+    Field(discriminator="name"),
 ]
 
 

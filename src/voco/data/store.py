@@ -270,7 +270,7 @@ class Store:
         if any(a < 0 or b > n or a >= b for a, b, n in zip(start, stop, spatial, strict=True)):
             raise StoreError(f"{file}: box {start} to {stop} is not inside its {spatial} voxels.")
         cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        return np.asarray(array[(slice(None),) * leading + cut])
+        return np.asarray(array[(slice(None),) * leading + cut])  # pyright: ignore[reportArgumentType]
 
 
 def write_array(file: Path, array: Shaped[np.ndarray, "..."]) -> None:

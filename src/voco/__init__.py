@@ -1,3 +1,56 @@
-"""voco: self-supervised pre-training of 3D medical image networks."""
+"""voco: self-supervised pre-training of 3D medical image networks.
+
+The commands as functions, and :func:`load` for a network out of a run::
+
+    import voco
+
+    voco.prepare(["scans/"], "store", spacing_mm=(1.5, 1.5, 1.5))
+    network = voco.load("run/")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from voco.recipes import FinetuneConfig as FinetuneConfig
+    from voco.recipes import PretrainConfig as PretrainConfig
+    from voco.weights import load as load
+    from voco.workflows.evaluate import evaluate as evaluate
+    from voco.workflows.finetune import finetune as finetune
+    from voco.workflows.phantom import phantom as phantom
+    from voco.workflows.predict import predict as predict
+    from voco.workflows.prepare import prepare as prepare
+    from voco.workflows.pretrain import pretrain as pretrain
+    from voco.workflows.report import report as report
+    from voco.workflows.verify import verify as verify
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "FinetuneConfig": "voco.recipes",
+    "PretrainConfig": "voco.recipes",
+    "evaluate": "voco.workflows.evaluate",
+    "finetune": "voco.workflows.finetune",
+    "load": "voco.weights",
+    "phantom": "voco.workflows.phantom",
+    "predict": "voco.workflows.predict",
+    "prepare": "voco.workflows.prepare",
+    "pretrain": "voco.workflows.pretrain",
+    "report": "voco.workflows.report",
+    "verify": "voco.workflows.verify",
+}
+
+__all__ = [*_HOMES, "backbones", "methods"]  # noqa: PLE0604 (names, all of them)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (any of the names above)
+    """Import on first use, so that ``import voco`` costs nothing."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in {"backbones", "methods"}:
+        return importlib.import_module(f"voco.{name}")
+    raise AttributeError(f"module 'voco' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -40,7 +40,7 @@ def parse(kind: type[ConfigT], values: Mapping[str, Any], source: str) -> Config
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [f"{source}: {line}" for line in _explain(kind, error)]
+        lines = [f"{source}: {line}" for line in explain(error, kind)]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -66,13 +66,20 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _explain(kind: type[Config], error: ValidationError) -> Iterator[str]:
+def explain(error: ValidationError, kind: type[Config] | None = None) -> Iterator[str]:
+    """One line for each thing that is wrong: key, rule, value, and the nearest valid key.
+
+    Args:
+        error: What pydantic found.
+        kind: The settings that were wanted; needed to suggest keys.
+    """
     for problem in error.errors(include_url=False):
         # pydantic puts the tag of a union between the keys; users never typed it.
         keys = [part for part in problem["loc"] if isinstance(part, str)]
         name = ".".join(keys) or "(top level)"
         if problem["type"] == "extra_forbidden":
-            nearest = difflib.get_close_matches(keys[-1], _keys_near(kind, keys), n=1, cutoff=0.5)
+            valid = _keys_near(kind, keys) if kind else []
+            nearest = difflib.get_close_matches(keys[-1], valid, n=1, cutoff=0.5)
             hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
             yield f"unknown key '{name}'{hint}"
         elif problem["type"] == "missing":

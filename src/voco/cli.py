@@ -1,0 +1,477 @@
+"""The command line: parse, call one workflow, print what came out.
+
+A command is a function: its signature gives the options, its docstring gives ``--help``, its
+return value is the exit status. Heavy imports happen inside, so ``voco --help`` answers at once.
+"""
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from voco import __version__
+from voco.errors import ConfigError, UsageError, VocoError
+
+if TYPE_CHECKING:
+    from voco.config import Config
+
+DONE, INCOMPLETE, USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses: all done; some inputs failed and were reported; wrong usage; Ctrl-C."""
+
+Words = Sequence[str]
+
+
+def main(arguments: Words | None = None) -> int:
+    """Run a command and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what was finished is whole.", debug, INTERRUPTED)
+    except (UsageError, ConfigError) as error:
+        return _complain(str(error), debug, USAGE)
+    except VocoError as error:
+        return _complain(str(error), debug, INCOMPLETE)
+    except OSError as error:
+        return _complain(f"{error}.", debug, INCOMPLETE)
+    except Exception as error:  # noqa: BLE001 (the edge of the program: nobody gets a traceback)
+        what = f"{type(error).__name__}: {error}"
+        return _complain(f"internal error, please report it: {what}", debug, INCOMPLETE)
+
+
+def _complain(message: str, debug: bool, status: int) -> int:  # noqa: FBT001
+    if debug:
+        traceback.print_exc()
+    # Several processes of one run would say the same thing.
+    if os.environ.get("RANK", "0") == "0":
+        hint = "" if debug or status != INCOMPLETE else "\n(--debug shows where)"
+        print(f"voco: {message}{hint}", file=sys.stderr)
+    return status
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in {"-h", "--help"}:
+        print(_overview())
+        return DONE if words else USAGE
+    if words[0] == "--version":
+        print(f"voco {__version__}")
+        return DONE
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UsageError(
+            f"unknown command '{words[0]}'.{hint} The commands are: {', '.join(COMMANDS)}."
+        )
+    return COMMANDS[words[0]][1](words[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (summary, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: voco COMMAND ... [--debug]",
+            "",
+            "Self-supervised pre-training of 3D medical image networks.",
+            "",
+            *lines,
+            "",
+            "voco COMMAND --help tells more. Exit status: 0 all done, 1 some inputs failed and",
+            "were reported, 2 wrong usage.",
+        ]
+    )
+
+
+def _call(command: Callable[..., int], words: Words, name: str) -> int:
+    """Parse the words by the command's signature and call it."""
+    from pydantic import ValidationError
+
+    from voco.config import explain
+
+    marks = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    try:
+        return tyro.cli(
+            command, args=list(words), prog=f"voco {name}", config=marks, use_underscores=True
+        )
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"--{line}" for line in explain(error))) from None
+    except SystemExit as stop:  # tyro has printed help, or what is wrong with the words
+        return int(stop.code or 0)
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def _phantom(words: Words) -> int:
+    def phantom(
+        out: Positional[Path], *, cases: int = 24, seed: int = 0, overwrite: bool = False
+    ) -> int:
+        """Generate labelled synthetic torso CTs: NIfTI in the layout of the Medical Decathlon.
+
+        Args:
+            out: Folder to write.
+            cases: How many scans.
+            seed: Same seed, same scans.
+            overwrite: Replace what is there.
+        """
+        from voco.workflows.phantom import phantom as generate
+
+        folder = generate(out, cases, seed, overwrite=overwrite)
+        print(f"{cases} scans in {folder}")
+        return DONE
+
+    return _call(phantom, words, "phantom")
+
+
+def _prepare(words: Words) -> int:
+    def prepare(
+        sources: Positional[tuple[Path, ...]],
+        *,
+        out: Path,
+        spacing_mm: tuple[float, ...] | None = None,
+        foreground: bool = False,
+        modality: str | None = None,
+        workers: int | None = None,
+        shard: str | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Bring scans on disk into a store: RAS, one spacing, int16, chunked, checked.
+
+        Args:
+            sources: Files, folders (walked), dataset.json, nnU-Net raw or BIDS folders, lists.
+            out: The store. What it holds already is kept.
+            spacing_mm: Millimetres per voxel: one number, or three for x, y, z; each scan's own
+                if not given.
+            foreground: Cut volumes to the box that holds the body.
+            modality: CT, MR, PT, ... for files that do not say (NIfTI, NRRD).
+            workers: Processes; as many as there are cores if not given.
+            shard: i/n (from 1): only every n-th case, for job arrays.
+            overwrite: Make the store anew.
+        """
+        from voco.workflows.prepare import prepare as run
+
+        done = run(
+            sources,
+            out,
+            spacing_mm=_spacing(spacing_mm),
+            foreground=foreground,
+            modality=modality,
+            workers=workers,
+            shard=_shard(shard),
+            overwrite=overwrite,
+        )
+        print(done)
+        return DONE if done.complete else INCOMPLETE
+
+    return _call(prepare, words, "prepare")
+
+
+def _spacing(numbers: tuple[float, ...] | None) -> tuple[float, float, float] | None:
+    if numbers is None:
+        return None
+    if len(numbers) not in {1, 3} or min(numbers) <= 0:
+        raise UsageError(f"--spacing_mm takes one positive number or three, got {numbers}.")
+    x, y, z = numbers * (3 // len(numbers))
+    return (x, y, z)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise UsageError(f"--shard takes i/n with 1 <= i <= n, such as 1/8; got '{text}'.")
+    return (int(number), int(count))
+
+
+def _verify(words: Words) -> int:
+    def verify(path: Positional[Path], *, repair: bool = False) -> int:
+        """Check every array of a store against its checksum.
+
+        Args:
+            path: The store.
+            repair: Make damaged cases anew from their sources.
+        """
+        from voco.workflows.verify import verify as run
+
+        found = run(path, repair=repair)
+        print(found)
+        return DONE if found.sound else INCOMPLETE
+
+    return _call(verify, words, "verify")
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def _pretrain(words: Words) -> int:
+    from voco.recipes import PretrainConfig
+
+    path, config, rest = _recipe(PretrainConfig, words, "pretrain")
+
+    def pretrain(
+        *,
+        data: tuple[Path, ...],
+        out: Path,
+        weights: Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        recipe: Annotated[PretrainConfig, tyro.conf.arg(name="")] = config,
+    ) -> int:
+        """Pre-train a network on unlabelled scans.
+
+        Args:
+            data: One store, or several.
+            out: The run folder.
+            weights: Start from the backbone of another run instead of from random weights.
+            resume: Go on from the last checkpoint in the run folder.
+            overwrite: Replace what is there.
+            recipe: Settings.
+        """
+        from voco.workflows.pretrain import pretrain as run
+        from voco.workflows.report import report
+
+        folder = run(recipe, data, out, resume=resume, overwrite=overwrite, weights=weights)
+        if _first_process():
+            print(f"weights: {folder / 'weights.safetensors'}\nreport:  {report(folder)}")
+        return DONE
+
+    return _call(pretrain, rest, f"pretrain {path}")
+
+
+def _finetune(words: Words) -> int:
+    from voco.recipes import FinetuneConfig
+
+    path, config, rest = _recipe(FinetuneConfig, words, "finetune")
+
+    def finetune(
+        *,
+        data: tuple[Path, ...],
+        weights: str,
+        out: Path,
+        resume: bool = False,
+        overwrite: bool = False,
+        recipe: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = config,
+    ) -> int:
+        """Fine-tune a network on labelled scans, or train its twin from scratch.
+
+        Args:
+            data: One store, or several.
+            weights: A run folder or a safetensors file; none trains from scratch.
+            out: The run folder.
+            resume: Go on from the last checkpoint in the run folder.
+            overwrite: Replace what is there.
+            recipe: Settings.
+        """
+        from voco.workflows.finetune import finetune as run
+        from voco.workflows.report import report
+
+        start = None if weights == "none" else Path(weights)
+        folder = run(recipe, data, start, out, resume=resume, overwrite=overwrite)
+        if _first_process():
+            print(f"weights: {folder / 'weights.safetensors'}\nreport:  {report(folder)}")
+        return DONE
+
+    return _call(finetune, rest, f"finetune {path}")
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _recipe(kind: "type[Config]", words: Words, command: str) -> "tuple[str, Any, list[str]]":
+    """The recipe that the first word names, and the words after it."""
+    from voco.config import parse, read_yaml
+
+    if not words or words[0].startswith("-"):
+        names = ", ".join(sorted(_shipped()))
+        text = (
+            f"usage: voco {command} RECIPE [OPTIONS]\n\nRECIPE is a YAML file, or one of those "
+            f"that come along: {names}.\n'voco {command} RECIPE --help' shows its settings."
+        )
+        if words and words[0] in {"-h", "--help"}:
+            print(text)
+            raise SystemExit(DONE)
+        raise UsageError(f"a recipe is missing.\n{text}")
+    path = _find_recipe(words[0])
+    values = read_yaml(path)
+    rest = list(words[1:])
+    for section in ("method", "backbone", "intensity", "task"):
+        _switch(values, section, rest)
+    return words[0], parse(kind, values, str(path)), rest
+
+
+def _switch(values: dict[str, Any], section: str, words: list[str]) -> None:
+    """``--backbone.name unetr`` takes that backbone's own defaults, and says so."""
+    flag = f"--{section}.name"
+    if flag in words[:-1]:
+        name = words[words.index(flag) + 1]
+        if values.get(section, {}).get("name") != name:
+            values[section] = {"name": name}
+            print(f"voco: {section} is now {name}, with its own defaults.", file=sys.stderr)
+
+
+def _find_recipe(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    shipped = _shipped()
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(name, shipped, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise UsageError(
+        f"recipe '{name}': no such file, and no shipped recipe of that name.{hint} "
+        f"Shipped are: {', '.join(sorted(shipped))}."
+    )
+
+
+def _shipped() -> dict[str, Path]:
+    """Recipes that come with the package, by name."""
+    package = Path(__file__).parent
+    for folder in (package / "shipped_recipes", package.parents[1] / "recipes"):
+        if folder.is_dir():
+            return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return {}
+
+
+# --- using ----------------------------------------------------------------------------------------
+
+
+def _predict(words: Words) -> int:
+    def predict(
+        run: Positional[Path],
+        scans: Positional[tuple[Path, ...]],
+        *,
+        out: Path,
+        flips: bool = False,
+        probabilities: bool = False,
+        overwrite: bool = False,
+    ) -> int:
+        """Predict masks, or scores, on the original grid of each scan.
+
+        Args:
+            run: A run folder of fine-tuning.
+            scans: Files, DICOM folders, or folders of scans.
+            out: Folder to write.
+            flips: Average over mirrored copies (only where left and right may be exchanged).
+            probabilities: Write a probability map per class beside each mask.
+            overwrite: Replace what is there.
+        """
+        from voco.workflows.predict import predict as go
+
+        done = go(run, scans, out, flips=flips, probabilities=probabilities, overwrite=overwrite)
+        print(done)
+        return DONE if done.complete else INCOMPLETE
+
+    return _call(predict, words, "predict")
+
+
+def _evaluate(words: Words) -> int:
+    def evaluate(
+        predictions: Positional[Path],
+        references: Positional[Path],
+        *,
+        out: Path,
+        against: Path | None = None,
+        tolerance_mm: float = 2.0,
+        seed: int = 0,
+        overwrite: bool = False,
+    ) -> int:
+        """Measure predictions against references: Dice, NSD, HD95, or accuracy, AUROC, F1.
+
+        Args:
+            predictions: Folder of masks, or scores.csv.
+            references: Folder of masks, or a CSV of targets.
+            out: Folder to write.
+            against: A second folder of predictions, compared case by case with the first.
+            tolerance_mm: Distance within which two surfaces agree (NSD).
+            seed: Of the bootstrap.
+            overwrite: Replace what is there.
+        """
+        from voco.workflows.evaluate import evaluate as run
+
+        done = run(
+            predictions,
+            references,
+            out,
+            against=against,
+            tolerance_mm=tolerance_mm,
+            seed=seed,
+            overwrite=overwrite,
+        )
+        print(done)
+        return DONE if done.complete else INCOMPLETE
+
+    return _call(evaluate, words, "evaluate")
+
+
+def _report(words: Words) -> int:
+    def report(folder: Positional[Path]) -> int:
+        """Make report.html anew from the tables in a folder; needs no data and no GPU.
+
+        Args:
+            folder: A run, an evaluation, or a folder of several.
+        """
+        from voco.workflows.report import report as run
+
+        print(run(folder))
+        return DONE
+
+    return _call(report, words, "report")
+
+
+def _demo(words: Words) -> int:
+    def demo(*, out: Path, seed: int = 0, overwrite: bool = False) -> int:
+        """Run the main job on generated torsos, from scans to a report, in five minutes.
+
+        Args:
+            out: Folder to write.
+            seed: Of the scans and of the training.
+            overwrite: Replace what is there.
+        """
+        from voco.demo import demo as run
+
+        print(run(out, seed, overwrite=overwrite))
+        return DONE
+
+    return _call(demo, words, "demo")
+
+
+def _bench(words: Words) -> int:
+    def bench(names: Positional[tuple[str, ...]] = (), *, out: Path, repeats: int = 5) -> int:
+        """Measure speed and memory as ratios against plain reference paths.
+
+        Args:
+            names: Subjects; all if none is named.
+            out: Folder for the tables.
+            repeats: Alternations of the two paths.
+        """
+        from voco.bench.run import bench as run
+
+        print(run(names, out, repeats=repeats))
+        return DONE
+
+    return _call(bench, words, "bench")
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Words], int]]] = {
+    "phantom": ("generate labelled synthetic torso CTs", _phantom),
+    "prepare": ("bring scans on disk into a store", _prepare),
+    "verify": ("check a store, and repair it", _verify),
+    "pretrain": ("pre-train a network on unlabelled scans", _pretrain),
+    "finetune": ("fine-tune it on labelled scans, or train from scratch", _finetune),
+    "predict": ("masks or scores, on the original grid of each scan", _predict),
+    "evaluate": ("metrics of predictions, with intervals", _evaluate),
+    "report": ("(re)build report.html from the tables in a folder", _report),
+    "demo": ("all of it on generated torsos, in five minutes", _demo),
+    "bench": ("speed and memory as ratios against plain paths", _bench),
+}
+"""What can be called: its summary, and the function."""

@@ -1,7 +1,7 @@
 """What a network declares so that methods and tasks can use it without knowing it."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from voco.config import Config
 from voco.errors import ConfigError
 from voco.shapes import Level, Shape3, Volumes
+
+Part = Literal["encoder", "decoder", "head"]
+"""What the parameters of a network divide into, without rest."""
 
 
 class BackboneConfig(Config, ABC):
@@ -37,21 +40,29 @@ class Backbone(nn.Module, ABC):
     ``head(decode(encode(volumes)))``.
 
     Attributes:
+        config: The settings it was built from.
         network: The library's own network class.
+        library_arguments: ``type(network)(**library_arguments)`` builds the same network.
+        out_channels: Channels of the output layer.
         channels: Channels of each level of the pyramid, finest first.
         strides: Voxels of the input per voxel of each level.
+        decoded_channels: Channels of what :meth:`decode` gives.
         embedding_levels: Which levels a method pools for an embedding, as the references do.
         divisor: Every side of an input must be a multiple of this.
         smallest: Least side of an input that can be trained on.
         fixed_size: The only size the network takes, or ``None`` if any that divides.
-        encoder_prefixes: Prefixes of the encoder's parameter names in ``network``.
+        encoder_prefixes: Prefixes of the encoder's parameter names in ``network``, with their dot.
         decoder_prefixes: The same of the decoder.
         head_prefixes: The same of the output layer.
     """
 
+    config: BackboneConfig
     network: nn.Module
+    library_arguments: dict[str, Any]
+    out_channels: int
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    decoded_channels: int
     embedding_levels: tuple[int, ...]
     divisor: int
     smallest: int
@@ -75,6 +86,14 @@ class Backbone(nn.Module, ABC):
     def forward(self, volumes: Volumes) -> Level:
         """Logits, one channel per class, at full resolution."""
         return self.head(self.decode(self.encode(volumes)))
+
+    def prefixes(self, part: Part) -> tuple[str, ...]:
+        """Prefixes of the parameter names of a part, in ``network``."""
+        return {
+            "encoder": self.encoder_prefixes,
+            "decoder": self.decoder_prefixes,
+            "head": self.head_prefixes,
+        }[part]
 
     def check_size(self, size: Shape3) -> None:
         """Refuse a size that the network cannot take.
@@ -104,16 +123,18 @@ class TokenBackbone(Backbone):
     Attributes:
         patch: Voxels of a patch along each axis.
         width: Length of a token's embedding.
+        token_prefixes: Prefixes of the parameters that :meth:`tokens` uses; part of the encoder.
     """
 
     patch: Shape3
     width: int
+    token_prefixes: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def tokens(
         self, volumes: Volumes, keep: Tensor | None = None, mask_token: Tensor | None = None
     ) -> Float[Tensor, "b t e"]:
-        """Encoded tokens, in row-major order (x outermost).
+        """Encoded tokens, in row-major order (x outermost), or in the order of ``keep``.
 
         Args:
             volumes: The volumes.

@@ -1,0 +1,90 @@
+"""3D U-Net: MONAI's ``BasicUNet`` (after Falk et al., Nature Methods 16, 2019).
+
+"3D U-Net" names many networks. This one has five levels of two 3x3x3 convolutions each, max
+pooling, transposed convolutions, instance norm and leaky ReLU (slope 0.1).
+"""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import field_validator
+
+from voco.backbone import Backbone, BackboneConfig
+from voco.shapes import Level, Volumes
+
+if TYPE_CHECKING:
+    from monai.networks.nets.basic_unet import BasicUNet
+
+
+class UNetConfig(BackboneConfig):
+    """Settings of the 3D U-Net (MONAI BasicUNet)."""
+
+    name: Literal["unet"] = "unet"
+    """Selects this backbone."""
+    features: tuple[int, int, int, int, int, int] = (32, 32, 64, 128, 256, 32)
+    """Channels of the five levels, finest first, and of the decoder at full resolution."""
+
+    @field_validator("features")
+    @classmethod
+    def _can_be_halved(cls, features: tuple[int, ...]) -> tuple[int, ...]:
+        if min(features) < 1 or any(count % 2 for count in features[2:5]):
+            raise ValueError(
+                "all must be at least 1, and the third to the fifth even, since going up halves "
+                "them; (8, 8, 16, 32, 64, 8) is a small network that fits"
+            )
+        return features
+
+    def build(self, out_channels: int = 1) -> "UNet":
+        """The backbone, with random weights from torch's current seed."""
+        return UNet(self, out_channels)
+
+
+class UNet(Backbone):
+    """MONAI's ``BasicUNet``: levels at 1, 2, 4, 8 and 16 voxels.
+
+    The papers of VoCo leave open which levels of a U-Net an embedding pools; here it is all five.
+    """
+
+    network: "BasicUNet"  # pyright: ignore[reportIncompatibleVariableOverride] (never replaced)
+    strides = (1, 2, 4, 8, 16)
+    embedding_levels = (0, 1, 2, 3, 4)
+    divisor = 16
+    smallest = 32  # below, the coarsest level is one voxel, which has no variance to normalise
+    encoder_prefixes: ClassVar = ("conv_0.", "down_1.", "down_2.", "down_3.", "down_4.")
+    decoder_prefixes: ClassVar = ("upcat_4.", "upcat_3.", "upcat_2.", "upcat_1.")
+    head_prefixes: ClassVar = ("final_conv.",)
+
+    def __init__(self, config: UNetConfig, out_channels: int) -> None:
+        super().__init__()
+        from monai.networks.nets.basic_unet import BasicUNet  # noqa: PLC0415 (takes seconds)
+
+        self.config = config
+        self.out_channels = out_channels
+        self.channels = config.features[:5]
+        self.decoded_channels = config.features[5]
+        self.library_arguments = {
+            "spatial_dims": 3,
+            "in_channels": config.in_channels,
+            "out_channels": out_channels,
+            "features": config.features,
+        }
+        self.network = BasicUNet(**self.library_arguments)
+
+    def encode(self, volumes: Volumes) -> list[Level]:
+        """Features of the five levels."""
+        net = self.network
+        pyramid = [net.conv_0(volumes)]
+        for down in (net.down_1, net.down_2, net.down_3, net.down_4):
+            pyramid.append(down(pyramid[-1]))
+        return pyramid
+
+    def decode(self, pyramid: list[Level]) -> Level:
+        """Features at full resolution."""
+        net = self.network
+        features = pyramid[4]
+        for level, up in ((3, net.upcat_4), (2, net.upcat_3), (1, net.upcat_2), (0, net.upcat_1)):
+            features = up(features, pyramid[level])
+        return features
+
+    def head(self, features: Level) -> Level:
+        """A 1x1x1 convolution."""
+        return self.network.final_conv(features)

@@ -1,11 +1,20 @@
 """The networks that can be pre-trained, one per file; chosen by ``name``."""
 
-from voco.backbones.unet import UNetConfig
+from typing import Annotated, get_args
 
-BackboneSettings = UNetConfig
+from pydantic import Field
+
+from voco.backbones.resenc_unet import ResEncUNetConfig
+from voco.backbones.swin_unetr import SwinUNETRConfig
+from voco.backbones.unet import UNetConfig
+from voco.backbones.unetr import UNETRConfig
+
+_Kinds = SwinUNETRConfig | UNetConfig | UNETRConfig | ResEncUNetConfig
+
+BackboneSettings = Annotated[_Kinds, Field(discriminator="name")]
 """Settings of any backbone."""
 
 
 def available() -> tuple[str, ...]:
     """Names of all backbones."""
-    return ("unet",)
+    return tuple(kind.model_fields["name"].default for kind in get_args(_Kinds))

@@ -44,7 +44,7 @@ class UNet(Backbone):
     The papers of VoCo leave open which levels of a U-Net an embedding pools; here it is all five.
     """
 
-    network: "BasicUNet"  # pyright: ignore[reportIncompatibleVariableOverride] (never replaced)
+    network: "BasicUNet"
     strides = (1, 2, 4, 8, 16)
     embedding_levels = (0, 1, 2, 3, 4)
     divisor = 16
@@ -67,7 +67,8 @@ class UNet(Backbone):
             "out_channels": out_channels,
             "features": config.features,
         }
-        self.network = BasicUNet(**self.library_arguments)
+        network = BasicUNet(**self.library_arguments)
+        self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode(self, volumes: Volumes) -> list[Level]:
         """Features of the five levels."""

@@ -1,0 +1,123 @@
+"""Swin UNETR: MONAI's ``SwinUNETR`` (Hatamizadeh et al. 2022; v2: He et al., MICCAI 2023).
+
+The backbone of the VoCo papers. ``use_v2`` puts a residual convolution block before each of the
+four Swin stages, as VoCo's published weights have it.
+"""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from voco.backbone import Backbone, BackboneConfig
+from voco.shapes import Level, Volumes
+
+if TYPE_CHECKING:
+    from monai.networks.nets import swin_unetr
+
+Four = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+
+
+class SwinUNETRConfig(BackboneConfig):
+    """Settings of Swin UNETR (MONAI SwinUNETR)."""
+
+    name: Literal["swin_unetr"] = "swin_unetr"
+    """Selects this backbone."""
+    feature_size: PositiveInt = Field(48, multiple_of=12)
+    """Channels at full resolution; 48, 96 and 192 are the B, L and H of the VoCo papers."""
+    use_v2: bool = True
+    """Whether a residual convolution block precedes each Swin stage."""
+    depths: Four = (2, 2, 2, 2)
+    """Transformer blocks in each stage."""
+    num_heads: Four = (3, 6, 12, 24)
+    """Attention heads in each stage."""
+    use_checkpoint: bool = False
+    """Whether to recompute the transformer blocks in the backward pass: less memory, more time."""
+    drop_rate: float = Field(0.0, ge=0, le=1)
+    """Dropout after the patch embedding and in the blocks."""
+    attn_drop_rate: float = Field(0.0, ge=0, le=1)
+    """Dropout of attention weights."""
+    dropout_path_rate: float = Field(0.0, ge=0, le=1)
+    """Stochastic depth: share of blocks skipped in the last stage, falling to 0 in the first."""
+
+    @model_validator(mode="after")
+    def _heads_divide_channels(self) -> "SwinUNETRConfig":
+        for stage, heads in enumerate(self.num_heads):
+            channels = self.feature_size * 2**stage
+            if channels % heads:
+                raise ValueError(
+                    f"num_heads[{stage}] = {heads} must divide the {channels} channels of its "
+                    f"stage (feature_size {self.feature_size} times {2**stage})"
+                )
+        return self
+
+    def build(self, out_channels: int = 1) -> "SwinUNETR":
+        """The backbone, with random weights from torch's current seed."""
+        return SwinUNETR(self, out_channels)
+
+
+class SwinUNETR(Backbone):
+    """MONAI's ``SwinUNETR``: levels at 1, 2, 4, 8, 16 and 32 voxels.
+
+    The encoder is the Swin transformer together with the convolution blocks ``encoder1`` to
+    ``encoder10`` that feed the decoder. Embeddings pool five levels and leave out the one at 16
+    voxels, as the VoCo papers' code does: 1152 numbers at ``feature_size`` 48.
+    """
+
+    network: "swin_unetr.SwinUNETR"
+    strides = (1, 2, 4, 8, 16, 32)
+    embedding_levels = (0, 1, 2, 3, 5)
+    divisor = 32
+    smallest = 64  # below, the coarsest level is one voxel, which has no variance to normalise
+    encoder_prefixes: ClassVar = (
+        "swinViT.",
+        "encoder1.",
+        "encoder2.",
+        "encoder3.",
+        "encoder4.",
+        "encoder10.",
+    )
+    decoder_prefixes: ClassVar = ("decoder5.", "decoder4.", "decoder3.", "decoder2.", "decoder1.")
+    head_prefixes: ClassVar = ("out.",)
+
+    def __init__(self, config: SwinUNETRConfig, out_channels: int) -> None:
+        super().__init__()
+        from monai.networks.nets import swin_unetr  # noqa: PLC0415 (takes seconds)
+
+        self.config = config
+        self.out_channels = out_channels
+        size = config.feature_size
+        self.channels = (size, size, 2 * size, 4 * size, 8 * size, 16 * size)
+        self.decoded_channels = size
+        self.library_arguments = {
+            **config.model_dump(exclude={"name"}),
+            "out_channels": out_channels,
+            "spatial_dims": 3,
+        }
+        network = swin_unetr.SwinUNETR(**self.library_arguments)
+        self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def encode(self, volumes: Volumes) -> list[Level]:
+        """Features of the six levels."""
+        net = self.network
+        hidden = net.swinViT(volumes, net.normalize)
+        return [
+            net.encoder1(volumes),
+            net.encoder2(hidden[0]),
+            net.encoder3(hidden[1]),
+            net.encoder4(hidden[2]),
+            hidden[3],
+            net.encoder10(hidden[4]),
+        ]
+
+    def decode(self, pyramid: list[Level]) -> Level:
+        """Features at full resolution."""
+        net = self.network
+        ups = (net.decoder5, net.decoder4, net.decoder3, net.decoder2, net.decoder1)
+        features = pyramid[5]
+        for up, skip in zip(ups, reversed(pyramid[:5]), strict=True):
+            features = up(features, skip)
+        return features
+
+    def head(self, features: Level) -> Level:
+        """A 1x1x1 convolution."""
+        return self.network.out(features)

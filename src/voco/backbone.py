@@ -10,13 +10,20 @@ from voco.config import Config
 from voco.errors import ConfigError
 from voco.shapes import Level, Shape3, Volumes
 
-Part = Literal["encoder", "decoder", "head"]
-"""What the parameters of a network divide into, without rest."""
+Part = Literal["encoder", "decoder", "head", "tokens"]
+"""Encoder, decoder and head: what the parameters of a network divide into, without rest.
+Tokens: that part of the encoder which :meth:`TokenBackbone.tokens` uses."""
 
 
 class BackboneConfig(Config, ABC):
-    """Settings of a backbone. A subclass adds ``name: Literal[...]``, which selects it."""
+    """Settings of a backbone. A subclass adds ``name: Literal[...]``, which selects it.
 
+    Attributes:
+        changeable: Settings that do not alter what trained weights mean; they may differ between
+            the run that trained them and the run that goes on with them.
+    """
+
+    changeable: ClassVar[tuple[str, ...]] = ()
     in_channels: int = 1
     """Channels of a volume."""
 
@@ -54,6 +61,7 @@ class Backbone(nn.Module, ABC):
         encoder_prefixes: Prefixes of the encoder's parameter names in ``network``, with their dot.
         decoder_prefixes: The same of the decoder.
         head_prefixes: The same of the output layer.
+        token_prefixes: Those of the encoder's that :meth:`TokenBackbone.tokens` uses.
     """
 
     config: BackboneConfig
@@ -70,6 +78,7 @@ class Backbone(nn.Module, ABC):
     encoder_prefixes: ClassVar[tuple[str, ...]]
     decoder_prefixes: ClassVar[tuple[str, ...]]
     head_prefixes: ClassVar[tuple[str, ...]]
+    token_prefixes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def encode(self, volumes: Volumes) -> list[Level]:
@@ -88,11 +97,12 @@ class Backbone(nn.Module, ABC):
         return self.head(self.decode(self.encode(volumes)))
 
     def prefixes(self, part: Part) -> tuple[str, ...]:
-        """Prefixes of the parameter names of a part, in ``network``."""
+        """Prefixes of the parameter names of a part, in ``network``; none if it has no such."""
         return {
             "encoder": self.encoder_prefixes,
             "decoder": self.decoder_prefixes,
             "head": self.head_prefixes,
+            "tokens": self.token_prefixes,
         }[part]
 
     def check_size(self, size: Shape3) -> None:
@@ -123,12 +133,10 @@ class TokenBackbone(Backbone):
     Attributes:
         patch: Voxels of a patch along each axis.
         width: Length of a token's embedding.
-        token_prefixes: Prefixes of the parameters that :meth:`tokens` uses; part of the encoder.
     """
 
     patch: Shape3
     width: int
-    token_prefixes: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def tokens(

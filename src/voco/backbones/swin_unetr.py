@@ -20,6 +20,7 @@ Four = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 class SwinUNETRConfig(BackboneConfig):
     """Settings of Swin UNETR (MONAI SwinUNETR)."""
 
+    changeable: ClassVar = ("use_checkpoint", "drop_rate", "attn_drop_rate", "dropout_path_rate")
     name: Literal["swin_unetr"] = "swin_unetr"
     """Selects this backbone."""
     feature_size: PositiveInt = Field(48, multiple_of=12)

@@ -22,6 +22,7 @@ _SKIPS = (3, 6, 9)
 class UNETRConfig(BackboneConfig):
     """Settings of UNETR (MONAI UNETR)."""
 
+    changeable: ClassVar = ("dropout_rate",)
     name: Literal["unetr"] = "unetr"
     """Selects this backbone."""
     size: Shape3 = (96, 96, 96)

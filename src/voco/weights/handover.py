@@ -1,0 +1,200 @@
+"""``weights.safetensors`` and ``handover.json``: a trained network on disk."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from voco import __version__
+from voco.backbone import Backbone, Part
+from voco.backbones import BackboneSettings
+from voco.config import Config, parse
+from voco.data.intensity import Intensity
+from voco.data.store import Preprocessing, write_atomically
+from voco.errors import ConfigError, WeightsError
+
+FORMAT = 1
+"""Version of both files; another one is refused with a way out."""
+
+WEIGHTS_FILE, HANDOVER_FILE = "weights.safetensors", "handover.json"
+
+TASK_PREFIX = "task."
+"""What the names of tensors begin with that belong to a task and not to the network."""
+
+
+class TrainingData(Config):
+    """A store that was trained on."""
+
+    digest: str
+    """Of the store (:attr:`voco.data.store.Store.digest`)."""
+    cases: NonNegativeInt
+    """How many of its cases were trained on."""
+
+
+class Handover(Config):
+    """What a weight file is, where it came from, and what it expects."""
+
+    format: Literal[1] = 1
+    """Version of this file."""
+    voco_version: str
+    """Version of voco that wrote it."""
+    kind: Literal["pretraining", "segmentation", "classification"]
+    """What the network was trained for."""
+    backbone: BackboneSettings
+    """Settings of the backbone."""
+    out_channels: PositiveInt
+    """Channels of the output layer."""
+    library: str
+    """Import path of the network's class."""
+    library_version: str
+    """Version of the package that the class is from."""
+    library_arguments: dict[str, Any]
+    """The class called with these builds the network."""
+    trained: tuple[Part, ...]
+    """Parts of the network that were trained; the file holds these and no others."""
+    prefixes: dict[Part, tuple[str, ...]]
+    """Beginnings of the tensors' names, for each part."""
+    method: dict[str, Any] | None = None
+    """Settings of the pre-training method."""
+    task: dict[str, Any] | None = None
+    """Settings of the task that the network was fine-tuned for."""
+    step: NonNegativeInt
+    """Optimizer steps done."""
+    seed: NonNegativeInt
+    """The run's seed."""
+    preprocessing: Preprocessing
+    """How scans must be prepared."""
+    intensity: Intensity
+    """How intensities must be brought to the network's range."""
+    classes: dict[int, str] = Field(default_factory=dict)
+    """Classes by number, for segmentation and classification."""
+    data: tuple[TrainingData, ...] = ()
+    """What was trained on."""
+    weights_sha256: str
+    """Of the weight file."""
+
+
+def export(  # noqa: PLR0913 (one argument for each fact of the file)
+    folder: Path,
+    backbone: Backbone,
+    *,
+    kind: Literal["pretraining", "segmentation", "classification"],
+    trained: tuple[Part, ...],
+    step: int,
+    seed: int,
+    preprocessing: Preprocessing,
+    intensity: Intensity,
+    method: dict[str, Any] | None = None,
+    task: dict[str, Any] | None = None,
+    classes: dict[int, str] | None = None,
+    data: tuple[TrainingData, ...] = (),
+    task_tensors: Mapping[str, Tensor] | None = None,
+) -> Handover:
+    """Write ``weights.safetensors`` and ``handover.json``; the same arguments give the same bytes.
+
+    Args:
+        folder: Where; made if it is not there.
+        backbone: The network. Only its trained parts are written.
+        kind: What it was trained for.
+        trained: Which parts were trained.
+        step: Optimizer steps done.
+        seed: The run's seed.
+        preprocessing: How the scans were prepared.
+        intensity: How intensities were brought to the network's range.
+        method: Settings of the pre-training method.
+        task: Settings of the task.
+        classes: Classes by number.
+        data: What was trained on.
+        task_tensors: Tensors of the task that are not the network's, such as a classifier; written
+            under names that begin with ``task.``.
+
+    Raises:
+        WeightsError: If a tensor is not finite, or nothing was trained.
+    """
+    prefixes: dict[Part, tuple[str, ...]] = {part: backbone.prefixes(part) for part in trained}
+    wanted = tuple(prefix for part in trained for prefix in prefixes[part])
+    state = backbone.network.state_dict()
+    tensors = {name: tensor for name, tensor in state.items() if name.startswith(wanted)}
+    tensors |= {f"{TASK_PREFIX}{name}": tensor for name, tensor in (task_tensors or {}).items()}
+    content = _serialise(tensors, {"format": FORMAT, "backbone": backbone.config.model_dump()})
+    library = type(backbone.network)
+    handover = Handover(
+        voco_version=__version__,
+        kind=kind,
+        backbone=backbone.config,  # pyright: ignore[reportArgumentType] (pydantic checks it)
+        out_channels=backbone.out_channels,
+        library=f"{library.__module__}.{library.__qualname__}",
+        library_version=importlib.metadata.version(library.__module__.partition(".")[0]),
+        library_arguments=backbone.library_arguments,
+        trained=trained,
+        prefixes=prefixes,
+        method=method,
+        task=task,
+        step=step,
+        seed=seed,
+        preprocessing=preprocessing,
+        intensity=intensity,
+        classes=classes or {},
+        data=data,
+        weights_sha256=hashlib.sha256(content).hexdigest(),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS_FILE, content)
+    write_atomically(folder / HANDOVER_FILE, handover.model_dump_json(indent=2).encode() + b"\n")
+    return handover
+
+
+def handover_file(path: Path) -> Path | None:
+    """The ``handover.json`` that belongs to a run folder or a weight file, if there is one."""
+    if not path.is_dir() and path.name not in {WEIGHTS_FILE, HANDOVER_FILE}:
+        return None
+    file = (path if path.is_dir() else path.parent) / HANDOVER_FILE
+    return file if file.is_file() else None
+
+
+def read_handover(path: Path) -> Handover:
+    """The ``handover.json`` in a run folder, or beside a weight file.
+
+    Raises:
+        WeightsError: If it is missing, damaged, or of another version.
+    """
+    file = handover_file(path)
+    if file is None:
+        raise WeightsError(
+            f"{path}: has no {HANDOVER_FILE}. Name the folder of a finished run, which holds "
+            f"{WEIGHTS_FILE} and {HANDOVER_FILE}."
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{file}: damaged ({error}). Export the run anew.") from None
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise WeightsError(
+            f"{file}: format {found!r}, this version reads {FORMAT}. Use the version of voco "
+            "that wrote it, or export the run anew."
+        )
+    try:
+        return parse(Handover, values, str(file))
+    except ConfigError as error:
+        raise WeightsError(str(error)) from None
+
+
+def _serialise(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> bytes:
+    if not tensors:
+        raise WeightsError("No part of the network was trained: there is nothing to hand on.")
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(
+                f"{name} is not finite: the run diverged, its weights are of no use."
+            )
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # One entry: safetensors writes several in random order, and equal runs give equal files.
+    return safetensors.torch.save(ready, {"voco": json.dumps(about)})

@@ -27,3 +27,19 @@ class WeightsError(VocoError):
 
 class CheckpointError(VocoError):
     """A training state cannot be read, or belongs to another run."""
+
+
+class TrainingError(VocoError):
+    """Training cannot go on: a loss or a gradient is not a finite number."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop, and did so after a whole step and a checkpoint.
+
+    Attributes:
+        status: Exit status of the program: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,135 @@
+"""The log of a run: one JSON object per logged step, and the same for TensorBoard."""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from voco.data.store import write_atomically
+from voco.engine.loop import NORM, Record, averaged
+from voco.task import Health
+
+TIMES = ("volumes_per_second", "seconds", "memory_bytes")
+"""Fields that differ between two runs of the same recipe."""
+
+
+class Log:
+    """A hook that writes ``log.jsonl`` and TensorBoard's event files.
+
+    Fields: ``step`` (steps done), ``loss``, ``losses`` by name, ``gradient_norm`` (before
+    clipping), ``lr``, ``health``, what other hooks added (``holdout``), and :data:`TIMES`:
+    volumes per second since the line before, over all processes; seconds of training, earlier
+    parts of a resumed run included; most memory so far (of the GPU, or of the process).
+
+    Args:
+        fabric: Averages over processes; its first process writes.
+        folder: The run folder.
+        every: Steps between two lines; the first and the last step always have one, and so has
+            a step to which another hook added figures.
+        volumes: Volumes per step, over all processes.
+        done: Steps done when training starts or goes on.
+    """
+
+    def __init__(self, fabric: Fabric, folder: Path, every: int, volumes: int, done: int) -> None:
+        self._fabric, self._every, self._volumes = fabric, every, volumes
+        self._file = folder / "log.jsonl"
+        self._last_step, self._last_time = done, time.monotonic()
+        self._seconds = 0.0
+        self._board: Any = None
+        if fabric.is_global_zero:
+            self._seconds = _cut(self._file, done)
+            self._board = _board(folder / "tensorboard", done)
+
+    def __call__(self, record: Record) -> None:
+        """Write a line, if one is due."""
+        if not (record.done == 1 or record.due(self._every) or record.figures):
+            return
+        losses = dict(record.ledger.settle())
+        norm = losses.pop(NORM)
+        health = _averaged(self._fabric, record.health)
+        now = time.monotonic()
+        seconds = now - self._last_time
+        steps = record.done - self._last_step
+        self._seconds += seconds
+        self._last_step, self._last_time = record.done, now
+        if self._fabric.is_global_zero:
+            line = {
+                "step": record.done,
+                "loss": sum(losses.values()),
+                "losses": losses,
+                "gradient_norm": norm,
+                "lr": record.lr,
+                "health": health,
+                **record.figures,
+                "volumes_per_second": steps * self._volumes / max(seconds, 1e-9),
+                "seconds": self._seconds,
+                "memory_bytes": memory_bytes(self._fabric.device),
+            }
+            _append(self._file, line)
+            self._show(line)
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds back."""
+        if self._board is not None:
+            self._board.close()
+
+    def _show(self, line: dict[str, Any]) -> None:
+        for key, value in line.items():
+            entries = value if isinstance(value, dict) else {"": value}
+            for name, number in entries.items():
+                if key != "step":
+                    tag = f"{key}/{name}" if name else key
+                    self._board.add_scalar(tag, number, line["step"])
+        self._board.flush()
+
+
+def _averaged(fabric: Fabric, figures: Health) -> dict[str, float]:
+    """Scalars as numbers, averaged over processes."""
+    if not figures:
+        return {}
+    values = [value.detach().float().reshape(()).to(fabric.device) for value in figures.values()]
+    return dict(zip(figures, averaged(fabric, torch.stack(values)), strict=True))
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Most memory so far: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a torn last one is left out."""
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _cut(file: Path, done: int) -> float:
+    """Drop the lines after a step; returns the seconds of training up to it."""
+    lines = [line for line in read_log(file) if line["step"] <= done]
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomically(file, content.encode())
+    return lines[-1]["seconds"] if lines else 0.0
+
+
+def _append(file: Path, line: dict[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+        stream.flush()
+        # On the disk before the checkpoint that counts on it.
+        os.fsync(stream.fileno())
+
+
+def _board(folder: Path, done: int) -> Any:  # noqa: ANN401 (tensorboard has no types)
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (a second of imports)
+
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)

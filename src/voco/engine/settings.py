@@ -1,0 +1,37 @@
+"""Settings of every run of the training loop."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from voco.config import Config
+from voco.data.intensity import Intensity, ModalityIntensity
+from voco.engine.optimizer import OptimizerConfig
+
+Precision = Literal["float32", "bf16-mixed", "fp16-mixed"]
+"""Precision of the network; losses are float32 always."""
+
+
+class TrainingConfig(Config):
+    """What every run of the training loop needs."""
+
+    steps: PositiveInt = 1000
+    """Optimizer steps."""
+    seed: NonNegativeInt = 0
+    """Same seed, same result."""
+    batch_size: PositiveInt = 1
+    """Volumes per optimizer step and process."""
+    precision: Precision = "float32"
+    """Precision of the network; losses are float32 always."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW, warm-up, cosine, clipping, accumulation."""
+    intensity: Intensity = ModalityIntensity()
+    """How stored voxels become the network's input."""
+    log_every: PositiveInt = 10
+    """Steps between two lines of the log; the first and the last step always have one."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between two checkpoints; the last step always has one."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the last checkpoints stay on disk."""
+    validate_every: NonNegativeInt = 0
+    """Steps between two looks at held-out cases; 0 looks at the end only."""

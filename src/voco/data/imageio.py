@@ -24,13 +24,20 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from jaxtyping import Float64, Shaped
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from voco.data import dicom
-from voco.data.scan import Scan, checked_volume, class_numbers, hounsfield, rescaled
+from voco.data.scan import (
+    Scan,
+    checked_volume,
+    class_numbers,
+    hounsfield,
+    refuse_placeholder,
+    rescaled,
+)
 from voco.errors import DataError
 from voco.volume import Volume
 
@@ -176,19 +183,8 @@ def _reader(path: Path) -> Callable[[Path], Read]:
         raise DataError(
             f"{path}: not a kind of image file that is read ({', '.join(READERS)}, DICOM)."
         )
-    _check_content(path)
+    refuse_placeholder(path)
     return READERS[suffix]
-
-
-def _check_content(path: Path) -> None:
-    with path.open("rb") as stream:
-        start = stream.read(200)
-    if not start:
-        raise DataError(f"{path}: an empty file.")
-    if start.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path}: a Git LFS pointer, not the file itself: run 'git lfs pull'.")
-    if b"/annex/objects/" in start[:200]:
-        raise DataError(f"{path}: a git-annex pointer, not the file itself: run 'git annex get'.")
 
 
 def _channels_first(

@@ -6,7 +6,9 @@ readable becomes a warning that a user reads; what would be wrong becomes a
 :class:`~voco.errors.DataError`.
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64, Integer, Shaped
@@ -32,6 +34,8 @@ AIR_HU = -900
 
 _AIR_SHARE, _SOFT_SHARE = 0.002, 0.02
 _SOFT_HU = (-200, 300)
+_DEEPEST_HU, _DEEP_SHARE = -1300, 0.01
+_NAMED_CT = re.compile(r"(?:^|[^a-z])ct(?:[^a-z]|$)", re.IGNORECASE)
 _SHEAR = 1e-3
 
 
@@ -57,21 +61,26 @@ def rescaled(
 ) -> Shaped[np.ndarray, "*axes"]:
     """Stored numbers in source units, ``raw * slope + intercept``.
 
-    Integers stay integers when slope and intercept are whole numbers: in the narrowest of int16
-    and wider types that holds them. Everything else becomes float32.
+    Integers stay integers when slope and intercept are whole numbers: int16 where that holds
+    them, else int32. Everything else becomes float32.
     """
-    whole = raw.dtype.kind in "iu" and float(slope).is_integer() and float(intercept).is_integer()
-    if slope == 1 and intercept == 0:
-        kept = raw.dtype.kind in "iu" or raw.dtype == np.float32
-        return native(raw) if kept else native(raw).astype(np.float32)
-    if whole and raw.size:
+    integers = raw.dtype.kind in "iu"
+    if slope == 1 and intercept == 0 and (integers or raw.dtype == np.float32):
+        return native(raw)
+    if integers and raw.size and float(slope).is_integer() and float(intercept).is_integer():
         ends = [int(value) * int(slope) + int(intercept) for value in (raw.min(), raw.max())]
-        dtype = np.result_type(np.int16, *(np.min_scalar_type(end) for end in ends))
-        if dtype.kind == "i":
-            return raw.astype(dtype) * dtype.type(slope) + dtype.type(intercept)
-    values = raw.astype(np.float32)
-    values *= np.float32(slope)
-    values += np.float32(intercept)
+        for dtype in (np.int16, np.int32):
+            if np.iinfo(dtype).min <= min(ends) and max(ends) <= np.iinfo(dtype).max:
+                # Integers wrap around, so a result that fits is right whatever came before it.
+                values = raw.astype(dtype)
+                values *= np.array(int(slope)).astype(dtype)
+                values += np.array(int(intercept)).astype(dtype)
+                return values
+    # Numbers beyond float32 become infinite, and are refused with all others that are.
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = raw.astype(np.float32)
+        values *= np.float32(slope)
+        values += np.float32(intercept)
     return values
 
 
@@ -109,8 +118,9 @@ def hounsfield(volume: Volume, modality: str | None, name: str) -> Scan:
     air are always near a body, so such numbers are not HU and the modality becomes ``unknown``.
     Without a statement, numbers are taken for CT when all of this holds: they are integers, the
     smallest is -900 or less, at least 0.2 % of the voxels are -900 or less (air or padding),
-    at least 2 % are from -200 to 300 (soft tissue), and none is above 32767. In a CT, values
-    below -1024 are padding and become -1024. Each of these decisions is a warning.
+    at least 2 % are from -200 to 300 (soft tissue), none is above 32767, and at most 1 % are
+    below -1300 other than the smallest (padding is one number; phase images go on). In a CT,
+    values below -1024 are padding and become -1024. Each of these decisions is a warning.
 
     Args:
         volume: The voxels.
@@ -128,6 +138,11 @@ def hounsfield(volume: Volume, modality: str | None, name: str) -> Scan:
         warnings.append(
             f"said to be CT, but its values from {low:g} to {high:g} are not HU (no fat or air); "
             "taken with modality unknown"
+        )
+    elif modality is None and _NAMED_CT.search(Path(name).name):
+        warnings.append(
+            f"named like a CT, but its values from {low:g} to {high:g} are not HU; taken with "
+            "modality unknown"
         )
     if modality == "CT" and low < LOWEST_HU:
         padding = int(np.count_nonzero(array < LOWEST_HU))
@@ -165,6 +180,22 @@ def class_numbers(array: Shaped[np.ndarray, "*axes"], name: str) -> Integer[np.n
             "probability map, or a label resampled with interpolation)."
         )
     return numbers
+
+
+def refuse_placeholder(path: Path) -> None:
+    """Notice files that only stand for a file: empty ones, and pointers of Git LFS and git-annex.
+
+    Raises:
+        DataError: With what to do about it.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(200)
+    if not start:
+        raise DataError(f"{path}: an empty file.")
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path}: a Git LFS pointer, not the file itself: run 'git lfs pull'.")
+    if b"/annex/objects/" in start:
+        raise DataError(f"{path}: a git-annex pointer, not the file itself: run 'git annex get'.")
 
 
 def grid_difference(image: Grid, label: Grid, tolerance: float = 0.1) -> str | None:
@@ -216,8 +247,9 @@ def _check_finite(array: Shaped[np.ndarray, "c x y z"], name: str) -> None:
     if array.dtype.kind != "f":
         return
     # A sum is finite only if all parts are (or it overflows): no mask for the usual case.
-    if np.isfinite(array.sum(dtype=np.float64)):
-        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum(dtype=np.float64)):
+            return
     wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
     if wrong:
         raise DataError(
@@ -231,7 +263,8 @@ def _ct_evidence(array: Shaped[np.ndarray, "c x y z"], low: float, high: float) 
         return None
     air = float(np.count_nonzero(array <= AIR_HU)) / array.size
     soft = float(np.count_nonzero((array >= _SOFT_HU[0]) & (array <= _SOFT_HU[1]))) / array.size
-    if air < _AIR_SHARE or soft < _SOFT_SHARE:
+    deep = float(np.count_nonzero((array < _DEEPEST_HU) & (array != low))) / array.size
+    if air < _AIR_SHARE or soft < _SOFT_SHARE or deep > _DEEP_SHARE:
         return None
     return (
         f"its whole numbers reach from {low:g} to {high:g}, {100 * air:.2g} % of them at or "

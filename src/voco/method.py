@@ -1,6 +1,7 @@
 """What a self-supervised pre-training method declares."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from voco.backbone import Backbone
 from voco.config import Config
-from voco.shapes import Shape3, Volumes
+from voco.shapes import Boxes, Shape3, Volumes
 from voco.task import Step, Task
 
 
@@ -82,3 +83,33 @@ def middle_slices(view: Tensor, most: int = 16) -> list[Float[np.ndarray, "_ _"]
     """The middle axial slice of the first channel of up to ``most`` volumes or crops."""
     flat = view.detach().float().cpu().reshape(-1, *view.shape[-4:])[:most]
     return [volume[0, :, :, volume.shape[-1] // 2].numpy() for volume in flat]
+
+
+def boxes_panel(
+    title: str,
+    volume: Float[Tensor, "c x y z"],
+    boxes: Boxes,
+    names: Sequence[str],
+    level: int,
+) -> Panel:
+    """An axial slice of a volume's first channel with the boxes that it meets.
+
+    Args:
+        title: What is seen.
+        volume: The volume.
+        boxes: Boxes in it.
+        names: One for each box.
+        level: Which slice: its z.
+    """
+    marks = [
+        (float(x), float(y), float(x_stop - x), float(y_stop - y), name)
+        for name, ((x, y, z), (x_stop, y_stop, z_stop)) in zip(names, boxes.tolist(), strict=True)
+        if z <= level < z_stop
+    ]
+    return Panel(title, grey(volume[0, :, :, level].detach().float().cpu().numpy()), tuple(marks))
+
+
+def grey(image: Float[np.ndarray, "_ _"]) -> Float[np.ndarray, "_ _"]:
+    """An image stretched to all from 0 (its least) to 1 (its greatest)."""
+    low, high = image.min(), image.max()
+    return (image - low) / max(high - low, 1e-8)

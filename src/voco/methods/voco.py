@@ -18,18 +18,18 @@ from jaxtyping import Float, Int64
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voco.augment.intensity import draw_shifts, shift
-from voco.augment.spatial import draw_flips, draw_turns, flip, resize, turn
+from voco.augment.crops import augmented, draw_kept
+from voco.augment.spatial import resize
 from voco.backbone import Backbone
 from voco.draws import Draws
 from voco.errors import ConfigError
 from voco.geometry import boxes_at, crop, grid_boxes, overlap
-from voco.method import Method, MethodConfig, Panel, middle_slices
+from voco.method import Method, MethodConfig, Panel, boxes_panel, grey, middle_slices
 from voco.nn.ema import distance, follow, teacher_of
 from voco.nn.freeze import freeze_unreached
 from voco.nn.gather import following_rows, world_size
 from voco.nn.heads import projector
-from voco.nn.health import effective_rank, masked_mean, position_accuracy, position_chance
+from voco.nn.health import effective_rank, position_chance, share_health
 from voco.nn.pooling import pooled
 from voco.nn.volume_contrast import (
     PAIR_GRADIENT,
@@ -283,16 +283,17 @@ class VoCo(Method):
         return boxes.unflatten(0, (count, self.chosen.query_count))
 
     def _augmented(self, crops: Crops, draws: Draws) -> Crops:
-        config, volumes, count = self.config, *crops.shape[:2]
-        flat = crops.flatten(0, 1)
-        flat = resize(flat, self.chosen.resize) if self.chosen.resize else flat
-        square = flat.shape[2] == flat.shape[3]
-        probability = self.chosen.shift_probability
-        flips = draw_flips(draws, volumes, count, config.flip_probability)
-        turns = draw_turns(draws, volumes, count, config.turn_probability, square=square)
-        shifts = draw_shifts(draws, volumes, count, config.shift, probability)
-        flat = turn(flip(flat, flips.flatten(0, 1)), turns.flatten())
-        return shift(flat, shifts.flatten()).unflatten(0, (volumes, count))
+        if self.chosen.resize:
+            counts = crops.shape[:2]
+            crops = resize(crops.flatten(0, 1), self.chosen.resize).unflatten(0, counts)
+        return augmented(
+            crops,
+            draws,
+            flip_probability=self.config.flip_probability,
+            turn_probability=self.config.turn_probability,
+            shift_probability=self.chosen.shift_probability,
+            shift_strength=self.config.shift,
+        )
 
     def _teacher(self) -> nn.Module | None:
         if self.config.variant not in ("v1", "v2"):
@@ -315,14 +316,12 @@ class VoCo(Method):
         return _split(rows, views), None if taught is None else _split(taught, views)
 
     def _kept(self, shares: Float[Tensor, "b q k"], step: Step) -> Float[Tensor, "n 1"]:
-        """What each crop's pooled features are multiplied by: 0 where it is dropped."""
-        rate = self.chosen.crop_dropout
-        if not (self.training and rate):
-            return torch.ones(1, 1)
+        """What the pooled features of each crop are multiplied by; rows as of the features."""
+        rate = self.chosen.crop_dropout if self.training else 0.0
         volumes, queries, bases = shares.shape
-        kept = step.draws.child(2).uniform(volumes, queries + bases) >= rate
-        both, _ = pack([kept[:, :queries].flatten(), kept[:, queries:].flatten()], "*")
-        return both.float()[:, None] / (1 - rate)
+        kept = draw_kept(step.draws.child(2), volumes, queries + bases, rate)
+        parts, _ = pack([kept[:, :queries].flatten(), kept[:, queries:].flatten()], "*")
+        return parts[:, None]
 
     def _predicted(self, student: Embedded, teacher: Embedded | None) -> Float[Tensor, "b q k"]:
         """Predicted share of each random crop in each base."""
@@ -334,21 +333,15 @@ class VoCo(Method):
         return (forth + self._similarity(teacher.queries, student.bases)) / 2
 
     def _losses(
-        self,
-        student: Embedded,
-        teacher: Embedded | None,
-        predicted: Float[Tensor, "b q k"],
-        shares: Float[Tensor, "b q k"],
+        self, student: Embedded, teacher: Embedded | None, predicted: Tensor, shares: Tensor
     ) -> Losses:
-        spread = regularization_loss(
-            student.bases, self.config.variant, pair_gradient=self.chosen.pair_gradient
-        )
-        regularization = self.config.regularization_weight * spread
+        variant, weight = self.config.variant, self.config.regularization_weight
+        alike = regularization_loss(student.bases, variant, pair_gradient=self.chosen.pair_gradient)
         prediction = self._prediction_loss(predicted, shares)
-        if self.config.variant != "v2" or teacher is None:
-            return {"prediction": prediction, "regularization": regularization}
+        if variant != "v2" or teacher is None:
+            return {"prediction": prediction, "regularization": weight * alike}
         inter = self._inter(student, teacher)
-        return {"intra": prediction, "inter": inter, "regularization": regularization}
+        return {"intra": prediction, "inter": inter, "regularization": weight * alike}
 
     def _inter(self, student: Embedded, teacher: Embedded) -> Float[Tensor, ""]:
         """What the teacher says of a volume's random crops and the next volume's bases."""
@@ -376,13 +369,9 @@ class VoCo(Method):
 
     @torch.no_grad()
     def _health(self, predicted: Tensor, shares: Tensor, student: Embedded) -> Health:
-        inside = shares > 0
         health = {
-            "position_accuracy": position_accuracy(predicted, shares),
+            **share_health(predicted, shares),
             "position_chance": self.position_chance,
-            "similarity_inside": masked_mean(predicted, inside),
-            "similarity_outside": masked_mean(predicted, ~inside),
-            "dead_share": masked_mean((predicted <= 0).float(), inside),
             "effective_rank": effective_rank(student.bases.flatten(0, 1)),
         }
         if self.teacher is not None:
@@ -392,30 +381,19 @@ class VoCo(Method):
     def _panels(
         self, volumes: Volumes, views: Views, predicted: Tensor, queries: Boxes
     ) -> list[Panel]:
-        bases = self.base_boxes()
-        level = int(queries[0, :, 2].sum()) // 2
         # Names of bases tell their place; z is left out where there is one layer.
         axes = 3 if self.chosen.grid[2] > 1 else 2
-        places = torch.tensor(list(np.ndindex(*self.chosen.grid)))[:, :axes].tolist()
-        names = [" ".join(map(str, place)) for place in places]
-        marks = [
-            (x, y, x_stop - x, y_stop - y, name)
-            for ((x, y, z), (x_stop, y_stop, z_stop)), name in zip(
-                torch.cat([bases, queries]).tolist(),
-                names + [f"crop {number}" for number in range(len(queries))],
-                strict=True,
-            )
-            if z <= level < z_stop
-        ]
-        image = _from_black_to_white(volumes[0, 0, :, :, level].float().cpu().numpy())
-        panels = [Panel("window: bases and random crops", image, tuple(marks))]
+        places = [" ".join(map(str, place[:axes])) for place in np.ndindex(self.chosen.grid)]
+        names = places + [f"crop {number}" for number in range(len(queries))]
+        boxes = torch.cat([self.base_boxes(), queries])
+        level = int(queries[0, :, 2].sum()) // 2
+        title = "window with bases and random crops"
+        panels = [boxes_panel(title, volumes[0], boxes, names, level)]
         for number, image in enumerate(middle_slices(views.queries[0])):
             pairs = torch.stack([views.overlap[0, number], predicted[0, number]], dim=1)
-            bars = {
-                name: (pair[0], pair[1]) for name, pair in zip(names, pairs.tolist(), strict=True)
-            }
+            bars = {name: tuple(pair) for name, pair in zip(places, pairs.tolist(), strict=True)}
             panels += [
-                Panel(f"crop {number} as the network sees it", _from_black_to_white(image)),
+                Panel(f"crop {number} as the network sees it", grey(image)),
                 Panel(f"crop {number}: true share, predicted similarity", bars=bars),
             ]
         return panels
@@ -469,8 +447,3 @@ def _window(chosen: Choices, margin: Shape3) -> Shape3:
 def _input_channels(backbone: Backbone) -> int:
     """Channels of the first kernel of the network."""
     return next(tensor for tensor in backbone.network.parameters() if tensor.ndim == 5).shape[1]
-
-
-def _from_black_to_white(image: Float[np.ndarray, "_ _"]) -> Float[np.ndarray, "_ _"]:
-    low, high = image.min(), image.max()
-    return (image - low) / max(high - low, 1e-8)

@@ -30,6 +30,27 @@ def masked_mean(values: Float[Tensor, "*n"], chosen: Bool[Tensor, "*n"]) -> Floa
 
 
 @torch.no_grad()
+def share_health(
+    predicted: Float[Tensor, "*n q k"], overlap: Float[Tensor, "*n q k"]
+) -> dict[str, Tensor]:
+    """How well shares are predicted.
+
+    Returns:
+        ``position_accuracy``: see :func:`position_accuracy`. ``similarity_inside`` and
+        ``similarity_outside``: mean prediction where the true share is above 0, and where it is 0.
+        ``dead_share``: of the pairs that overlap, how many are predicted as 0, where clamping
+        leaves no gradient.
+    """
+    inside = overlap > 0
+    return {
+        "position_accuracy": position_accuracy(predicted, overlap),
+        "similarity_inside": masked_mean(predicted, inside),
+        "similarity_outside": masked_mean(predicted, ~inside),
+        "dead_share": masked_mean((predicted <= 0).float(), inside),
+    }
+
+
+@torch.no_grad()
 def position_accuracy(
     predicted: Float[Tensor, "*n q k"], overlap: Float[Tensor, "*n q k"]
 ) -> Float[Tensor, ""]:

@@ -1,0 +1,321 @@
+"""Labelled crops for segmentation and whole volumes for classification.
+
+Which cases a step sees, and which crops of them, follows from the seed, the step and the place in
+the batch alone: every case once before any comes again, in an order drawn anew for each round.
+int16 voxels go to the device as they are stored and are scaled there.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int16, Int64, Integer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from voco.data.intensity import Intensity, apply
+from voco.data.labelled import Labelled
+from voco.data.resampling import resized
+from voco.draws import mixed_seed
+from voco.errors import ConfigError, DataError
+from voco.shapes import Crops, Shape3, Volumes
+
+_CENTRES = 1024
+"""Voxels of each class of a case that can be the centre of a crop; drawn once."""
+
+_ORDER, _CROP, _CENTRE = 0x0DE4, 0xC409, 0xCE27
+"""Keep the random numbers of different uses apart."""
+
+
+class Patches(NamedTuple):
+    """Crops on the device, scaled to the network's range, and the class of each voxel."""
+
+    crops: Crops
+    labels: Int64[Tensor, "b n x y z"]
+
+
+class Targets(NamedTuple):
+    """Volumes on the device, scaled to the network's range, and the class of each."""
+
+    volumes: Volumes
+    classes: Int64[Tensor, "b"]
+
+
+class Sample(NamedTuple):
+    """What a loader process gives: voxels as stored, and how to scale them."""
+
+    stored: Int16[Tensor, "*n c x y z"]
+    truth: Integer[Tensor, "..."]
+    gain: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How samples are put into micro-batches.
+
+    Attributes:
+        batch_size: Volumes per step and process.
+        accumulate: Micro-batches per step.
+        start: First step.
+        stop: Step after the last.
+        rank: Number of this process.
+        world: Number of processes.
+        workers: Loader processes; 0 loads in this one. Results do not depend on it.
+
+    Raises:
+        ConfigError: If a batch cannot be split evenly.
+    """
+
+    batch_size: int
+    accumulate: int
+    start: int
+    stop: int
+    rank: int = 0
+    world: int = 1
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"batch_size {self.batch_size} does not split into optimizer.accumulate "
+                f"{self.accumulate} equal parts. Take a batch_size that is a multiple of it."
+            )
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """For each micro-batch of this process, the numbers of its samples within the run."""
+        each = self.batch_size // self.accumulate
+        micro_batches = range(self.start * self.accumulate, self.stop * self.accumulate)
+        for number in micro_batches:
+            first = (number * self.world + self.rank) * each
+            yield list(range(first, first + each))
+
+
+@dataclass(frozen=True)
+class CropDataset(Dataset[Sample]):
+    """Crops around structures; sample ``n`` of a run is always the same.
+
+    Attributes:
+        cases: Learnt from.
+        values: Label values in the order of the classes; the first is the background.
+        roi: Voxels of a crop.
+        crops: Crops of each volume.
+        positive_share: Probability that a crop is centred on a voxel of a structure.
+        intensity: How stored voxels are to be scaled.
+        seed: The run's seed.
+    """
+
+    cases: Sequence[Labelled]
+    values: Sequence[int]
+    roi: Shape3
+    crops: int
+    positive_share: float
+    intensity: Intensity
+    seed: int
+    _centres: dict[str, dict[int, Int16[np.ndarray, "_ 3"]]] = field(default_factory=dict)
+
+    def __getitem__(self, number: int) -> Sample:
+        """The crops of one volume."""
+        one = case_at(self.cases, self.seed, number)
+        rng = np.random.default_rng(mixed_seed(self.seed, _CROP, number))
+        starts = [self._start(one, rng) for _ in range(self.crops)]
+        gain, bias = scaling(one, self.intensity)
+        pads = lowest(one)
+        images = [read_padded(one, start, self.roi, pads) for start in starts]
+        labels = [read_classes(one, start, self.roi, self.values) for start in starts]
+        return Sample(
+            torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), gain, bias
+        )
+
+    def _start(self, one: Labelled, rng: np.random.Generator) -> Shape3:
+        """First voxel of a crop; below 0 where the volume is smaller than the crop."""
+        share, which, voxel, *place = rng.random(6)
+        room = np.asarray(one.case.shape) - self.roi
+        start = np.floor(np.asarray(place) * (room + 1))
+        if share < self.positive_share and (centres := self._centres_of(one)):
+            rows = list(centres.values())[int(which * len(centres))]
+            start = rows[int(voxel * len(rows))] - np.asarray(self.roi) // 2
+        # A volume smaller than the crop lies in its middle.
+        x, y, z = np.where(room < 0, room // 2, np.clip(start, 0, np.maximum(room, 0))).tolist()
+        return (int(x), int(y), int(z))
+
+    def _centres_of(self, one: Labelled) -> Mapping[int, Int16[np.ndarray, "_ 3"]]:
+        key = one.case.id
+        if key not in self._centres:
+            digest = hashlib.sha256(key.encode()).digest()[:8]
+            seed = mixed_seed(self.seed, _CENTRE, int.from_bytes(digest))
+            self._centres[key] = class_voxels(one.store.read_label(key), seed)
+        return self._centres[key]
+
+
+@dataclass(frozen=True)
+class VolumeDataset(Dataset[Sample]):
+    """Whole volumes of one size; sample ``n`` of a run is always the same.
+
+    Attributes:
+        cases: Learnt from.
+        targets: The classes, in order.
+        size: Voxels that every volume is brought to.
+        fit: Whether to resample, or to cut and pad.
+        intensity: How stored voxels are to be scaled.
+        seed: The run's seed.
+    """
+
+    cases: Sequence[Labelled]
+    targets: Sequence[int | str]
+    size: Shape3
+    fit: Literal["resize", "crop"]
+    intensity: Intensity
+    seed: int
+
+    def __getitem__(self, number: int) -> Sample:
+        """One volume."""
+        one = case_at(self.cases, self.seed, number)
+        assert one.case.target is not None
+        stored = fitted(one.store.read(one.case.id), self.size, self.fit, lowest(one))
+        truth = torch.tensor(self.targets.index(one.case.target))
+        return Sample(torch.from_numpy(stored), truth, *scaling(one, self.intensity))
+
+
+def patch_batches(dataset: CropDataset, feed: Feed, device: torch.device) -> Iterator[Patches]:
+    """Micro-batches of crops on a device."""
+    low, high = dataset.intensity.bounds
+    for sample in _samples(dataset, feed, device):
+        count, number = sample.stored.shape[:2]
+        gain, bias = (part.repeat_interleave(number, dim=0) for part in (sample.gain, sample.bias))
+        crops = apply(sample.stored.flatten(0, 1), gain, bias, low, high)
+        yield Patches(crops.unflatten(0, (count, number)), sample.truth.long())
+
+
+def volume_batches(dataset: VolumeDataset, feed: Feed, device: torch.device) -> Iterator[Targets]:
+    """Micro-batches of whole volumes on a device."""
+    low, high = dataset.intensity.bounds
+    for sample in _samples(dataset, feed, device):
+        volumes = apply(sample.stored, sample.gain, sample.bias, low, high)
+        yield Targets(volumes, sample.truth)
+
+
+def case_at(cases: Sequence[Labelled], seed: int, number: int) -> Labelled:
+    """The case of sample ``number``: all of them once, in a random order, then again in another."""
+    turn, place = divmod(number, len(cases))
+    rng = np.random.default_rng(mixed_seed(seed, _ORDER, turn))
+    return cases[int(rng.permutation(len(cases))[place])]
+
+
+def scaling(one: Labelled, intensity: Intensity) -> tuple[Tensor, Tensor]:
+    """Gain and bias of each channel of a case, float32."""
+    ramp = intensity.ramp(one.case)
+    return torch.tensor(ramp.gain), torch.tensor(ramp.bias)
+
+
+def lowest(one: Labelled) -> Int16[np.ndarray, "c"]:
+    """The smallest stored value of each channel: what padding is filled with."""
+    case = one.case
+    units = np.array([statistics.minimum for statistics in case.statistics])
+    return np.rint((units - case.offset) / case.scale).clip(-32768, 32767).astype(np.int16)
+
+
+def class_voxels(
+    label: Integer[np.ndarray, "x y z"], seed: int
+) -> dict[int, Int16[np.ndarray, "_ 3"]]:
+    """For each label value but 0, up to 1,024 of its voxels, drawn evenly; pure."""
+    rng = np.random.default_rng(seed)
+    flat = np.flatnonzero(label)
+    values = label.ravel()[flat]
+    order = np.argsort(values, kind="stable")
+    found, first = np.unique(values[order], return_index=True)
+    places: dict[int, Int16[np.ndarray, "_ 3"]] = {}
+    for value, rows in zip(found.tolist(), np.split(flat[order], first[1:]), strict=True):
+        few = rng.choice(rows, _CENTRES, replace=False) if len(rows) > _CENTRES else rows
+        places[value] = np.stack(np.unravel_index(few, label.shape), axis=1).astype(np.int16)
+    return places
+
+
+def read_padded(
+    one: Labelled, start: Shape3, size: Shape3, pads: Int16[np.ndarray, "c"]
+) -> Int16[np.ndarray, "c _ _ _"]:
+    """Stored voxels of a box that may reach beyond the volume; there the padding is."""
+    crop = np.empty((len(pads), *size), np.int16)
+    crop[:] = pads[:, None, None, None]
+    box, inside = _common(start, size, one.case.shape)
+    crop[(slice(None), *inside)] = one.store.read(one.case.id, box)
+    return crop
+
+
+def read_classes(
+    one: Labelled, start: Shape3, size: Shape3, values: Sequence[int]
+) -> Integer[np.ndarray, "_ _ _"]:
+    """Class numbers of a box that may reach beyond the volume; there is background.
+
+    Raises:
+        DataError: If the label holds a value that is none of ``values``.
+    """
+    box, inside = _common(start, size, one.case.shape)
+    crop = np.zeros(size, np.uint8 if len(values) <= 256 else np.int16)
+    crop[inside] = class_numbers(one.store.read_label(one.case.id, box), values, one.case.id)
+    return crop
+
+
+def class_numbers(
+    label: Integer[np.ndarray, "x y z"], values: Sequence[int], case: str
+) -> Integer[np.ndarray, "x y z"]:
+    """Label values (such as 0, 205, 420) to class numbers (0, 1, 2).
+
+    Raises:
+        DataError: If the label holds a value that is none of ``values``.
+    """
+    table = np.full(32768, -1, np.int16)
+    table[list(values)] = np.arange(len(values))
+    numbers = table[label]
+    if numbers.min() < 0:
+        strange = np.unique(label[numbers < 0]).tolist()
+        raise DataError(
+            f"case '{case}': its label holds the values {strange}, which are none of the classes "
+            f"{list(values)}. Correct the label and prepare the case anew."
+        )
+    return numbers
+
+
+def fitted(
+    stored: Int16[np.ndarray, "c x y z"],
+    size: Shape3,
+    fit: Literal["resize", "crop"],
+    pads: Int16[np.ndarray, "c"],
+) -> Int16[np.ndarray, "c _ _ _"]:
+    """A whole volume in one size: resampled, or its middle with padding where it is smaller."""
+    if fit == "resize":
+        return resized(stored, size, np.int16)
+    shape = stored.shape[1:]
+    x, y, z = ((old - new) // 2 for old, new in zip(shape, size, strict=True))
+    (start, stop), inside = _common((x, y, z), size, (shape[0], shape[1], shape[2]))
+    made = np.empty((len(stored), *size), np.int16)
+    made[:] = pads[:, None, None, None]
+    box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
+    made[(slice(None), *inside)] = stored[(slice(None), *box)]
+    return made
+
+
+def _common(
+    start: Shape3, size: Shape3, shape: Shape3
+) -> tuple[tuple[Shape3, Shape3], tuple[slice, slice, slice]]:
+    """What a box and a volume have in common: as a box of the volume, and as slices of the box."""
+    first = [max(0, low) for low in start]
+    last = [min(side, low + width) for low, width, side in zip(start, size, shape, strict=True)]
+    x, y, z = (slice(a - low, b - low) for a, b, low in zip(first, last, start, strict=True))
+    return ((first[0], first[1], first[2]), (last[0], last[1], last[2])), (x, y, z)
+
+
+def _samples(dataset: Dataset[Sample], feed: Feed, device: torch.device) -> Iterator[Sample]:
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=feed,  # pyright: ignore[reportArgumentType] (any iterable of lists will do)
+        num_workers=feed.workers,
+        pin_memory=device.type == "cuda",
+        # Otherwise the loader would take a number from torch's own generator.
+        generator=torch.Generator(),
+    )
+    for sample in loader:
+        yield Sample(*(part.to(device, non_blocking=True) for part in sample))

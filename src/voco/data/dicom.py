@@ -1,14 +1,8 @@
 """DICOM to volumes: which files form a stack of slices, and the voxels of a stack.
 
 **Which files belong together.** Slices of one folder with the same SeriesInstanceUID and
-modality. Frames of a multi-frame file count as slices; each brings its own position. Where
-positions repeat, the series is split by the first of :data:`SPLIT_BY` that gives complete
-volumes: each then is a stack of its own.
-
-**What is a volume.** At least three slices of one size, orientation and pixel spacing, at
-different positions, equally far apart along their normal (within 1 %, or 0.02 mm for headers
-that round), none shifted sideways. A tilted gantry shifts each slice a little further: beyond
-0.5 degrees the series is refused, below it the grid keeps the small shear exactly.
+modality. Frames of a multi-frame file count as slices; each brings its own position. What makes
+slices a volume is in :mod:`voco.data.stacking`.
 
 **Numbers.** RescaleSlope and RescaleIntercept of each slice are applied: CT is in HU. Pixels that
 are stored plainly or as RLE are read by pydicom, which notices missing bytes; compressed ones are
@@ -21,54 +15,28 @@ patient.
 import hashlib
 import tempfile
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk  # noqa: N813
-from jaxtyping import Float64, Shaped
+from jaxtyping import Shaped
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from voco.data.scan import (
-    MINIMUM_SIDE,
     Scan,
     checked_volume,
     hounsfield,
     refuse_placeholder,
     rescaled,
 )
+from voco.data.stacking import SPLIT_BY, Slice, Stack, split
 from voco.errors import DataError
-
-SPLIT_BY = (
-    "TemporalPositionIdentifier",
-    "TemporalPositionIndex",
-    "StackID",
-    "EchoNumbers",
-    "EchoTime",
-    "EffectiveEchoTime",
-    "DiffusionBValue",
-    "ImageType",
-    "FrameType",
-    "TriggerTime",
-    "AcquisitionNumber",
-    "AcquisitionTime",
-)
-"""What may tell the slices at one position apart, in the order in which it is tried."""
-
-SPACING_TOLERANCE = 0.01
-"""Allowed deviation of a distance between slices, as a share of their usual distance."""
-
-ROUNDING_MM = 0.02
-"""Allowed deviation of a position whatever the distance: headers round."""
-
-TILT_DEGREES = 0.5
-"""Largest angle between the normal of the slices and the direction in which they are stacked."""
 
 NOT_IMAGES = {
     "RTSTRUCT": "an RT structure set",
@@ -90,6 +58,19 @@ NOT_IMAGES = {
 _GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 _NEEDED = (*_GEOMETRY, "Rows", "Columns", "RescaleSlope", "RescaleIntercept", *SPLIT_BY)
 
+_GROUPS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+    "FrameContentSequence",
+    "MREchoSequence",
+    "MRDiffusionSequence",
+    "MRImageFrameTypeSequence",
+    "CTImageFrameTypeSequence",
+    "PETFrameTypeSequence",
+)
+
 _UNREADABLE = (
     InvalidDicomError,
     BytesLengthException,
@@ -105,60 +86,6 @@ _UNREADABLE = (
     OverflowError,
 )
 """What pydicom raises for damaged files, seen by feeding it some."""
-
-
-class Slice(NamedTuple):
-    """One slice: a file, or a frame of one. Positions in DICOM's LPS millimetres."""
-
-    file: Path
-    frame: int
-    size: tuple[int, int]
-    """Rows and columns."""
-    position: tuple[float, float, float]
-    """Centre of the first pixel."""
-    orientation: tuple[float, float, float, float, float, float]
-    """Directions in which the column index and the row index grow."""
-    spacing_mm: tuple[float, float]
-    """Between rows, and between columns."""
-    slope: float
-    intercept: float
-    keys: tuple[str, ...]
-    """Values of :data:`SPLIT_BY`."""
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Slices that form one volume, in order along their normal.
-
-    Attributes:
-        slices: The slices.
-        name: What tells it from the other stacks of its folder, such as ``series 3``.
-        modality: As the header says.
-        group: Hash that is equal for scans of one patient; ``None`` where nothing tells.
-        warnings: What a user should know.
-    """
-
-    slices: tuple[Slice, ...]
-    name: str
-    modality: str
-    group: str | None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that hold it, each once."""
-        return tuple(dict.fromkeys(s.file for s in self.slices))
-
-    @property
-    def affine(self) -> Float64[np.ndarray, "4 4"]:
-        """From (column, row, slice) indices to RAS+ millimetres."""
-        first, last = self.slices[0], self.slices[-1]
-        affine = np.eye(4)
-        affine[:3, 0] = np.asarray(first.orientation[:3]) * first.spacing_mm[1]
-        affine[:3, 1] = np.asarray(first.orientation[3:]) * first.spacing_mm[0]
-        affine[:3, 2] = np.subtract(last.position, first.position) / (len(self.slices) - 1)
-        affine[:3, 3] = first.position
-        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 class NotTaken(NamedTuple):
@@ -208,11 +135,13 @@ def read_stack(stack: Stack, *, modality: str | None = None) -> Scan:
     """
     rows, columns = stack.slices[0].size
     result = np.empty((len(stack.slices), rows, columns), dtype=np.int16)
-    kept: tuple[Path, Any] = (Path(), None)
+    file, frames = Path(), np.empty((0, 0, 0))
     for index, part in enumerate(stack.slices):
-        if part.file != kept[0]:
-            kept = (part.file, _pixels(part.file))
-        frame = kept[1][part.frame]
+        if part.file != file:
+            file, frames = part.file, _pixels(part.file)
+        if part.frame >= len(frames):
+            raise DataError(f"{file}: cut off: {len(frames)} frames, {part.frame + 1} expected.")
+        frame = frames[part.frame]
         if frame.shape != part.size:
             raise DataError(f"{part.file}: pixels {frame.shape}, its header says {part.size}.")
         values = rescaled(frame, part.slope, part.intercept)
@@ -221,9 +150,10 @@ def read_stack(stack: Stack, *, modality: str | None = None) -> Scan:
         dtype = np.dtype(np.float32) if dtype.kind == "f" else dtype
         result = result.astype(dtype, copy=False)
         result[index] = values
-    name = str(stack.files[0].parent if len(stack.files) > 1 else stack.files[0])
+    first = stack.files[0]
+    name = str(first.parent if len(stack.files) > 1 else first)
     volume, notes = checked_volume(result.transpose(2, 1, 0)[None], stack.affine, name)
-    scan = hounsfield(volume, modality or stack.modality, name)
+    scan = hounsfield(volume, modality or stack.modality or None, name)
     return Scan(
         scan.volume, scan.modality, scan.channels, (*stack.warnings, *notes, *scan.warnings)
     )
@@ -274,7 +204,7 @@ def _read_header(file: Path) -> _Header:
             return _Header(
                 file,
                 str(dataset.get("SeriesInstanceUID") or ""),
-                str(dataset.get("Modality") or "unknown"),
+                str(dataset.get("Modality") or ""),
                 f"series {number} {label}".strip(),
                 _group(dataset),
                 dataset.get("PhotometricInterpretation") == "MONOCHROME1",
@@ -311,21 +241,19 @@ def _slices(dataset: Dataset, file: Path) -> tuple[Slice, ...]:
             raise DataError("several frames without a position of each")
         return (_slice(top, file, 0),)
     shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    top |= _flat(shared[0])
+    top |= _grouped(shared[0])
     if len(frames) != int(dataset.get("NumberOfFrames") or 1):
         raise DataError(f"{dataset.get('NumberOfFrames')} frames, but positions of {len(frames)}")
-    return tuple(_slice(top | _flat(item), file, index) for index, item in enumerate(frames))
+    return tuple(_slice(top | _grouped(item), file, index) for index, item in enumerate(frames))
 
 
-def _flat(item: Dataset) -> dict[str, Any]:
-    """The values in a functional group and in the groups inside it, by keyword."""
+def _grouped(item: Dataset) -> dict[str, Any]:
+    """The values in the functional groups of a frame, by keyword."""
     values: dict[str, Any] = {}
-    for element in item:
-        if element.VR == "SQ":
-            for part in element.value or ():
-                values |= _flat(part)
-        elif element.keyword:
-            values[element.keyword] = element.value
+    # Named one by one: makers put sequences of their own beside them, with other positions.
+    for keyword in _GROUPS:
+        for part in item.get(keyword) or ():
+            values |= {key: part.get(key) for key in _NEEDED if key in part}
     return values
 
 
@@ -338,6 +266,7 @@ def _slice(values: dict[str, Any], file: Path, frame: int) -> Slice:
     lengths = np.linalg.norm(orientation.reshape(2, 3), axis=1)
     if np.abs(lengths - 1).max() > 0.01 or abs(orientation[:3] @ orientation[3:]) > 0.01:
         raise DataError(f"an ImageOrientationPatient that is not two right angles: {orientation}")
+    x, y, z = (float(v) for v in values["ImagePositionPatient"])
     spacing = [float(v) for v in values["PixelSpacing"]]
     if not min(spacing) > 0:
         raise DataError(f"a PixelSpacing of {spacing} mm")
@@ -346,7 +275,7 @@ def _slice(values: dict[str, Any], file: Path, frame: int) -> Slice:
         file,
         frame,
         (int(values["Rows"]), int(values["Columns"])),
-        tuple(float(v) for v in values["ImagePositionPatient"]),
+        (x, y, z),
         tuple(orientation.tolist()),
         (spacing[0], spacing[1]),
         1.0 if slope is None else float(slope),
@@ -363,86 +292,15 @@ def _group(dataset: Dataset) -> str | None:
 
 
 def _stacks(headers: Sequence[_Header]) -> list[Stack]:
-    slices = [part for header in headers for part in header.slices]
-    _check_alike(slices)
-    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
-    groups = _volumes(slices, normal)
-    notes = ()
+    first = headers[0]
+    notes: tuple[str, ...] = ()
     if any(header.inverted for header in headers):
         notes = ("MONOCHROME1: shown inverted by viewers; the stored numbers are kept",)
-    first, stacks = headers[0], []
-    for label, parts in groups.items():
-        ordered = tuple(sorted(parts, key=lambda part: float(normal @ part.position)))
-        _check_regular(ordered, normal)
-        name = f"{first.name} {label}".strip()
-        stacks.append(Stack(ordered, name, first.modality, first.group, notes))
-    return stacks
-
-
-def _check_alike(slices: Sequence[Slice]) -> None:
-    sizes = Counter(part.size for part in slices)
-    if len(sizes) > 1:
-        kinds = ", ".join(f"{n} of {rows} x {columns}" for (rows, columns), n in sizes.items())
-        raise DataError(f"slices of different sizes in one series: {kinds}")
-    for field, limit in (("orientation", 1e-3), ("spacing_mm", 1e-3)):
-        values = np.asarray([getattr(part, field) for part in slices])
-        if np.abs(values - values[0]).max() > limit:
-            word = "orientations" if field == "orientation" else "pixel spacings"
-            raise DataError(f"slices of different {word} in one series ({len(slices)} slices)")
-
-
-def _volumes(
-    slices: Sequence[Slice], normal: Float64[np.ndarray, "3"]
-) -> dict[str, Sequence[Slice]]:
-    """The slices, or where positions repeat, each complete set of them by its name."""
-    places = [round(float(normal @ part.position) / ROUNDING_MM) for part in slices]
-    count = len(set(places))
-    if count < MINIMUM_SIDE:
-        at = f" at {count} position{'s' * (count != 1)}" if count < len(slices) else ""
-        raise DataError(
-            f"{len(slices)} slice{'s' * (len(slices) != 1)}{at}; a volume needs at least "
-            f"{MINIMUM_SIDE} positions"
-        )
-    if count == len(slices):
-        return {"": slices}
-    for index, keyword in enumerate(SPLIT_BY):
-        groups: dict[str, dict[int, Slice]] = defaultdict(dict)
-        for place, part in zip(places, slices, strict=True):
-            groups[part.keys[index]][place] = part
-        complete = all(set(group) == set(places) for group in groups.values())
-        if complete and len(groups) * count == len(slices):
-            return {f"{keyword} {key}": list(group.values()) for key, group in groups.items()}
-    share = len(slices) / count
-    found = f"{share:.0f} volumes" if share.is_integer() else "copies of some slices"
-    raise DataError(
-        f"{len(slices)} slices at {count} positions: {found} in one series (a time series, or "
-        "duplicates) that nothing in the headers separates. Keep one slice per position, or "
-        "convert it to NIfTI (dcm2niix does)"
-    )
-
-
-def _check_regular(slices: Sequence[Slice], normal: Float64[np.ndarray, "3"]) -> None:
-    positions = np.asarray([part.position for part in slices])
-    steps = np.diff(positions @ normal)
-    usual = float(np.median(steps))
-    worst = int(np.abs(steps - usual).argmax())
-    if abs(steps[worst] - usual) > max(SPACING_TOLERANCE * usual, ROUNDING_MM):
-        raise DataError(
-            f"slices {usual:.4g} mm apart, but {steps[worst]:.4g} mm between "
-            f"{slices[worst].file.name} and {slices[worst + 1].file.name}: slices are missing "
-            "or were taken at unequal distances"
-        )
-    across = positions - positions[0]
-    way = across[-1] / np.linalg.norm(across[-1])
-    angle = float(np.degrees(np.arccos(min(1.0, abs(way @ normal)))))
-    if angle > TILT_DEGREES:
-        raise DataError(
-            f"gantry tilt: the slices are stacked at {angle:.1f} degrees to their normal. "
-            "Resample it onto an upright grid first (dcm2niix does)"
-        )
-    sideways = float(np.linalg.norm(across - np.outer(across @ way, way), axis=1).max())
-    if sideways > max(0.5 * min(slices[0].spacing_mm), ROUNDING_MM):
-        raise DataError(f"slices shifted sideways by up to {sideways:.3g} mm")
+    volumes = split([part for header in headers for part in header.slices])
+    return [
+        Stack(slices, f"{first.name} {name}".strip(), first.modality, first.group, notes)
+        for name, slices in volumes.items()
+    ]
 
 
 def _pixels(file: Path) -> Shaped[np.ndarray, "frames rows columns"]:

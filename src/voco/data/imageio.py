@@ -220,7 +220,7 @@ def _read_nibabel(path: Path) -> Read:
     affine, notes = np.array(image.affine, dtype=np.float64), ()
     if isinstance(image, nib.Nifti1Pair):
         notes = _check_header(image, path)
-        unit = image.header.get_xyzt_units()[0]
+        unit = str(image.header.get_xyzt_units()[0])
         if (scale := {"meter": 1000.0, "micron": 0.001}.get(unit)) is not None:
             affine[:3] *= scale
             notes = (*notes, f"its header counts in {unit}s; turned into mm")
@@ -282,7 +282,7 @@ def _transforms(image: nib.Nifti1Pair, spacing: Float64[np.ndarray, "3"]) -> tup
     if sform is None and qform is None:
         return ("its header gives no orientation: left and right may be swapped",)
     notes = []
-    sides = np.linalg.norm(image.affine[:3, :3], axis=0)
+    sides = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
     if not np.allclose(sides, spacing, rtol=0.01):
         said, used = (", ".join(f"{s:.4g}" for s in row) for row in (spacing, sides))
         notes.append(f"its header gives the spacing {said} and, by its sform, {used}; {used} used")

@@ -99,7 +99,7 @@ def _sources(path: Path, prefix: str) -> list[Source]:
 @lru_cache(maxsize=4)
 def _open(path: Path, name: str, _changed: int, _process: int) -> _Member:
     """An array in the archive as a stream: its numbers may not fit into memory."""
-    stream = zipfile.ZipFile(path).open(name)
+    stream = zipfile.ZipFile(path).open(name)  # noqa: SIM115  # stays open for the next volume
     version = npy.read_magic(stream)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read(stream)

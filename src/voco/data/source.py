@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from voco.data.dicom import Stack
+from voco.data.stacking import Stack
 
 
 @dataclass(frozen=True)

@@ -129,12 +129,15 @@ def _images(files: list[Path], root: Path) -> Found:
     refused: list[Refused] = []
     volumes: list[Path] = []
     slices: dict[Path, list[Path]] = defaultdict(list)
+    known = set(files) if len(files) > 1 else set()
     for file in files:
         suffix = suffix_of(file)
         if suffix in UNREAD:
             refused.append(Refused(file, UNREAD[suffix]))
         elif suffix in READERS:
-            volumes += [] if _second_half(file, suffix) else [file]
+            header = {".img": ".hdr", ".brik": ".HEAD"}.get(suffix)
+            # Header and voxels in two files are one image, named by its header.
+            volumes += [] if header and file.with_suffix(header) in known else [file]
         elif file.suffix.lower() == ".npz":
             found, reasons = medmnist.find_volumes(file)
             sources, refused = sources + found, refused + reasons
@@ -149,12 +152,6 @@ def _images(files: list[Path], root: Path) -> Found:
         sources, refused = sources + found, refused + reasons
     found, reasons = pairing.pair(volumes, root)
     return sources + found, refused + reasons
-
-
-def _second_half(file: Path, suffix: str) -> bool:
-    """Whether a file only holds the voxels of a header beside it."""
-    header = {".img": ".hdr", ".brik": ".HEAD"}.get(suffix)
-    return header is not None and file.with_suffix(header).exists()
 
 
 def _disguised(file: Path, files: list[Path]) -> str | None:
@@ -256,8 +253,8 @@ def _refuse_mask(scan: Scan, source: Source) -> None:
     if array.size < _MASK_VOXELS:
         return
     # A few thousand voxels tell most images from masks at once.
-    probe = array.reshape(-1)[:: max(1, array.size // 10000)]
-    if len(np.unique(probe)) > _MASK_VALUES:
+    step = max(1, round((array.size / 10000) ** (1 / 3)))
+    if len(np.unique(array[:, ::step, ::step, ::step])) > _MASK_VALUES:
         return
     values = np.unique(array)
     if len(values) > _MASK_VALUES or not np.array_equal(values, np.rint(values)):

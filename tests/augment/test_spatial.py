@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from voco.augment.crops import augmented, draw_kept
+from voco.augment.spatial import draw_flips, draw_turns, flip, resize, turn
+from voco.draws import Draws
+
+
+def crops(count=4, size=(4, 4, 3)):
+    return torch.rand(count, 2, *size, generator=torch.Generator().manual_seed(0))
+
+
+def test_only_the_chosen_crops_are_mirrored_along_the_chosen_axes():
+    before = crops()
+    flips = torch.zeros(4, 3, dtype=torch.bool)
+    flips[1, 0] = flips[2, 1] = flips[3, 2] = True
+    after = flip(before, flips)
+    expected = [before[0], before[1].flip(1), before[2].flip(2), before[3].flip(3)]
+    assert torch.equal(after, torch.stack(expected))
+
+
+def test_mirroring_twice_changes_nothing():
+    flips = draw_flips(Draws(0, 0), 2, 2, 0.5).flatten(0, 1)
+    assert torch.equal(flip(flip(crops(), flips), flips), crops())
+
+
+def test_each_crop_makes_its_own_number_of_quarter_turns():
+    before = crops()
+    after = turn(before, torch.arange(4))
+    for quarters in range(4):
+        expected = torch.rot90(before[quarters], quarters, dims=(1, 2))
+        assert torch.equal(after[quarters], expected)
+
+
+def test_a_turn_and_its_rest_make_a_whole():
+    turns = torch.arange(4)
+    assert torch.equal(turn(turn(crops(), turns), (4 - turns) % 4), crops())
+
+
+def test_crops_whose_sides_differ_take_half_turns_only():
+    oblong = crops(size=(4, 6, 3))
+    turns = draw_turns(Draws(0, 0), 20, 20, 0.5, square=False)
+    assert turns.unique().tolist() == [0, 2]
+    after = turn(oblong, torch.tensor([0, 2, 0, 2]))
+    assert torch.equal(after[0], oblong[0])
+    assert torch.equal(after[1], oblong[1].flip(1, 2))
+    with pytest.raises(ValueError, match="half turns only"):
+        turn(oblong, torch.tensor([0, 1, 0, 0]))
+
+
+def test_flips_and_turns_are_as_frequent_as_asked():
+    flips = draw_flips(Draws(0, 0), 50, 40, 0.2)
+    turns = draw_turns(Draws(0, 0), 50, 40, 0.2, square=True)
+    torch.testing.assert_close(
+        flips.float().mean(dim=(0, 1)), torch.full((3,), 0.2), atol=0.03, rtol=0
+    )
+    shares = turns.flatten().bincount() / turns.numel()
+    torch.testing.assert_close(shares[1:], torch.full((3,), 0.2 / 3), atol=0.02, rtol=0)
+
+
+def test_a_resized_crop_keeps_its_edges():
+    ramp = (torch.arange(6.0) + 0.5).view(1, 1, 6, 1, 1).expand(1, 1, 6, 2, 2)
+    small = resize(ramp, (2, 2, 2))
+    assert small[0, 0, :, 0, 0].tolist() == [1.5, 4.5]
+
+
+def test_a_crop_of_the_right_size_is_not_resampled():
+    assert resize(crops(), (4, 4, 3)) is not None
+    assert torch.equal(resize(crops(), (4, 4, 3)), crops())
+
+
+def test_augmented_crops_do_not_depend_on_the_number_of_processes():
+    chances = {
+        "flip_probability": 0.5,
+        "turn_probability": 0.5,
+        "shift_probability": 0.5,
+        "shift_strength": 0.1,
+    }
+    whole = crops(count=12).unflatten(0, (4, 3))
+    one = augmented(whole, Draws(0, 1), **chances)
+    second = augmented(whole[2:], Draws(0, 1, rank=1, world=2), **chances)
+    assert torch.equal(one[2:], second)
+    assert not torch.equal(one, whole)
+
+
+def test_without_any_probability_crops_stay_as_they_are():
+    chances = dict.fromkeys(
+        ("flip_probability", "turn_probability", "shift_probability", "shift_strength"), 0.0
+    )
+    whole = crops().unflatten(0, (2, 2))
+    assert torch.equal(augmented(whole, Draws(0, 0), **chances), whole)
+
+
+def test_dropping_crops_keeps_their_mean():
+    kept = draw_kept(Draws(0, 0), 100, 50, 0.2)
+    assert kept.unique().tolist() == [0.0, 1.25]
+    assert kept.mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(draw_kept(Draws(0, 0), 3, 4, 0.0), torch.ones(3, 4))

@@ -1,0 +1,83 @@
+"""The smallest network that is a backbone: three convolutions, a decoder of one, an output."""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from voco.backbone import Backbone, BackboneConfig
+from voco.draws import Draws
+from voco.shapes import Level, Volumes
+from voco.task import Step
+
+
+class TinyConfig(BackboneConfig):
+    name: Literal["tiny"] = "tiny"
+
+    def build(self, out_channels: int = 1) -> "Tiny":
+        return Tiny(self, out_channels)
+
+
+class TinyNetwork(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(in_channels, 4, 3, padding=1)
+        self.down = nn.Conv3d(4, 6, 2, stride=2)
+        self.deep = nn.Conv3d(6, 8, 2, stride=2)
+        self.up = nn.Conv3d(8 + 6 + 4, 4, 1)
+        self.out = nn.Conv3d(4, out_channels, 1)
+
+    def encode(self, volumes: torch.Tensor) -> list[torch.Tensor]:
+        fine = F.gelu(self.stem(volumes))
+        middle = F.gelu(self.down(fine))
+        return [fine, middle, F.gelu(self.deep(middle))]
+
+    def decode(self, pyramid: list[torch.Tensor]) -> torch.Tensor:
+        sizes = [F.interpolate(level, size=pyramid[0].shape[2:]) for level in pyramid]
+        return F.gelu(self.up(torch.cat(sizes, dim=1)))
+
+    def forward(self, volumes: torch.Tensor) -> torch.Tensor:
+        return self.out(self.decode(self.encode(volumes)))
+
+
+class Tiny(Backbone):
+    """Levels at 1, 2 and 4 voxels."""
+
+    network: TinyNetwork
+    channels = (4, 6, 8)
+    strides = (1, 2, 4)
+    embedding_levels = (0, 1, 2)
+    divisor = 4
+    smallest = 4
+    encoder_prefixes: ClassVar = ("stem.", "down.", "deep.")
+    decoder_prefixes: ClassVar = ("up.",)
+    head_prefixes: ClassVar = ("out.",)
+
+    def __init__(self, config: TinyConfig, out_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.out_channels = out_channels
+        self.decoded_channels = 4
+        self.network = TinyNetwork(config.in_channels, out_channels)
+
+    def encode(self, volumes: Volumes) -> list[Level]:
+        return self.network.encode(volumes)
+
+    def decode(self, pyramid: list[Level]) -> Level:
+        return self.network.decode(pyramid)
+
+    def head(self, features: Level) -> Level:
+        return self.network.out(features)
+
+
+def tiny(in_channels: int = 1, seed: int = 0) -> Tiny:
+    """The network with weights of a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TinyConfig(in_channels=in_channels).build()
+
+
+def step_at(number: int = 0, *, seed: int = 0, rank: int = 0, world: int = 1) -> Step:
+    """A step of a run of ten."""
+    return Step(number, 10, Draws(seed, number, rank=rank, world=world))

@@ -12,31 +12,31 @@ source's own units: HU for CT (scale 1, offset 0), a documented 16-bit scale for
 No intensity window is applied: it belongs to the recipe, so one store serves every method.
 
 Files appear whole or not at all: each is written under a temporary name and renamed, and a case
-exists only once its line is in ``cases.jsonl``.
+exists only once its line is in ``cases.jsonl``. Several processes may prepare parts of one store
+at a time; each then writes its own ``cases-PART.jsonl``, which readers see as well.
 """
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import blosc2
 import numpy as np
-from jaxtyping import Integer, Shaped
+from jaxtyping import Integer
 from pydantic import Field
 
 from voco.config import Config, parse
-from voco.errors import StoreError
+from voco.data.arrays import read_array, write_array
+from voco.errors import ConfigError, StoreError
 from voco.geometry import Grid
 from voco.shapes import Shape3, Spacing
 
 FORMAT = 1
 """Version of the layout; a store of another version is refused with a way out."""
-
-_CHUNK, _BLOCK = 96, 32
 
 
 class Preprocessing(Config):
@@ -74,7 +74,10 @@ class Case(Config):
     id: str
     """Unique in the store; also the name of its files."""
     source: str
-    """Path of the file or folder that it was made from."""
+    """Path of the file or folder that it was made from; with ``#NAME`` where that holds several.
+    Tells cases apart: preparing the same source again gives the same case."""
+    place: str = ""
+    """What the user named, and the source was found in; to make the case anew from."""
     source_sha256: str
     """Of the source's content (and of its label's), so that a change is noticed."""
     shape: Shape3
@@ -113,6 +116,14 @@ class Case(Config):
     """Patient or study; cases of one group are never split up."""
     warnings: tuple[str, ...] = ()
     """What a reader should know about how the case was taken."""
+    stated_modality: str | None = None
+    """What the user or the data set said; ``modality`` may come from the file instead."""
+    image_sha256: str = ""
+    """Of the image's file in the store."""
+    label_sha256: str = ""
+    """Of the label's file in the store; empty where the case has no label."""
+    revision: int = 0
+    """How often it was made anew because its source changed; the highest counts."""
 
     @property
     def grid(self) -> Grid:
@@ -160,27 +171,27 @@ class Store:
                     f"{path}: was made with {store.preprocessing!r}, asked for is "
                     f"{preprocessing!r}. Use another folder, or --overwrite to make it anew."
                 )
-            return store
-        for folder in (path, path / "images", path / "labels"):
-            folder.mkdir(parents=True, exist_ok=True)
-        head = {"format": FORMAT, "preprocessing": preprocessing.model_dump(mode="json")}
-        write_atomically(path / "store.json", json.dumps(head, indent=2).encode())
-        return cls(path)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            head = {"format": FORMAT, "preprocessing": preprocessing.model_dump(mode="json")}
+            write_atomically(path / "store.json", json.dumps(head, indent=2).encode())
+            store = cls(path)
+        for folder in (path / "images", path / "labels"):
+            folder.mkdir(exist_ok=True)
+        return store
 
     @cached_property
     def cases(self) -> Mapping[str, Case]:
-        """Cases by id, in the order in which they were added; the last line of an id counts."""
-        file = self.path / "cases.jsonl"
-        if not file.exists():
-            return {}
+        """Cases by id, in the order in which they were added; of one id the latest revision.
+
+        Raises:
+            StoreError: If a line is damaged.
+        """
         cases: dict[str, Case] = {}
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                case = parse(Case, json.loads(line), f"{file}, line {number}")
-            except json.JSONDecodeError:
-                # A process killed in the middle of a line: the case was never finished.
-                continue
-            cases[case.id] = case
+        for file in [self.path / "cases.jsonl", *self._parts()]:
+            for case in _read_cases(file):
+                if case.id not in cases or case.revision >= cases[case.id].revision:
+                    cases[case.id] = case
         return cases
 
     @cached_property
@@ -200,7 +211,7 @@ class Store:
         Raises:
             StoreError: If the file is missing or damaged, or the box leaves the volume.
         """
-        return self._part(self.path / "images" / f"{case}.b2nd", box, leading=1)
+        return self._read(self.image_file(case), box)
 
     def read_label(
         self, case: str, box: tuple[Shape3, Shape3] | None = None
@@ -210,27 +221,73 @@ class Store:
         Raises:
             StoreError: If the case has no label, or the file is damaged.
         """
-        return self._part(self.path / "labels" / f"{case}.b2nd", box, leading=0)
+        return self._read(self.label_file(case), box)
 
     def write(
         self,
         case: Case,
         image: Integer[np.ndarray, "c x y z"],
         label: Integer[np.ndarray, "x y z"] | None = None,
-    ) -> None:
-        """Write the arrays of a case, whole or not at all. :meth:`add` then makes it exist."""
-        write_array(self.path / "images" / f"{case.id}.b2nd", image)
-        if label is not None:
-            write_array(self.path / "labels" / f"{case.id}.b2nd", label)
+    ) -> Case:
+        """Write the arrays of a case, whole or not at all. :meth:`add` then makes it exist.
 
-    def add(self, cases: Iterable[Case]) -> None:
-        """Make written cases exist. One process at a time may call this on a store."""
+        Returns:
+            The case with the checksums of its files.
+        """
+        image_sha256 = write_array(self.image_file(case.id), image)
+        label_sha256 = "" if label is None else write_array(self.label_file(case.id), label)
+        checksums = {"image_sha256": image_sha256, "label_sha256": label_sha256}
+        return case.model_copy(update=checksums)
+
+    def add(self, cases: Iterable[Case], part: str | None = None) -> None:
+        """Make written cases exist, at once and for good.
+
+        Args:
+            cases: Written by :meth:`write`.
+            part: Which part of the store, where several processes fill it: one process at a time
+                may add to a part.
+        """
+        name = "cases.jsonl" if part is None else f"cases-{part}.jsonl"
         lines = "".join(case.model_dump_json() + "\n" for case in cases)
-        file = self.path / "cases.jsonl"
-        old = file.read_bytes() if file.exists() else b""
-        if old and not old.endswith(b"\n"):
-            old = old[: old.rfind(b"\n") + 1]  # the torn last line of a killed process
-        write_atomically(file, old + lines.encode())
+        append_lines(self.path / name, lines)
+        self._forget()
+
+    def merge(self) -> None:
+        """Bring all parts into ``cases.jsonl``; while no other process adds to the store."""
+        parts = self._parts()
+        if parts:
+            lines = "".join(case.model_dump_json() + "\n" for case in self.cases.values())
+            write_atomically(self.path / "cases.jsonl", lines.encode())
+            for file in parts:
+                file.unlink()
+            self._forget()
+
+    def write_counts(self) -> None:
+        """Bring the counts in ``store.json`` up to date: cases, labels, voxels, bytes."""
+        cases = self.cases.values()
+        files = [self.image_file(case.id) for case in cases]
+        files += [self.label_file(case.id) for case in cases if case.has_label]
+        counts = {
+            "cases": len(cases),
+            "labelled": sum(case.has_label for case in cases),
+            "voxels": sum(math.prod(case.shape) * len(case.channels) for case in cases),
+            "bytes": sum(file.stat().st_size for file in files if file.exists()),
+        }
+        head = self._head() | {"counts": counts}
+        write_atomically(self.path / "store.json", json.dumps(head, indent=2).encode())
+
+    def image_file(self, case: str) -> Path:
+        """Where the image of a case is."""
+        return self.path / "images" / f"{case}.b2nd"
+
+    def label_file(self, case: str) -> Path:
+        """Where the label of a case is."""
+        return self.path / "labels" / f"{case}.b2nd"
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.glob("cases-*.jsonl"))
+
+    def _forget(self) -> None:
         self.__dict__.pop("cases", None)
         self.__dict__.pop("digest", None)
 
@@ -252,43 +309,31 @@ class Store:
             )
         return head
 
-    def _part(self, file: Path, box: tuple[Shape3, Shape3] | None, leading: int) -> np.ndarray:
+    def _read(self, file: Path, box: tuple[Shape3, Shape3] | None) -> np.ndarray:
         try:
-            array = blosc2.open(str(file), mode="r", dparams={"nthreads": 1})
-        except (RuntimeError, FileNotFoundError, OSError) as error:
+            return read_array(file, box)
+        except (RuntimeError, OSError) as error:
             state = "damaged" if file.exists() else "missing"
             raise StoreError(
                 f"{file}: {state} ({error}). 'voco verify {self.path} --repair' makes it anew "
                 "from its source."
             ) from None
-        if not isinstance(array, blosc2.NDArray):
-            raise StoreError(f"{file}: holds {type(array).__name__}, not an array.")
-        if box is None:
-            return np.asarray(array[:])
-        start, stop = box
-        spatial = array.shape[leading:]
-        if any(a < 0 or b > n or a >= b for a, b, n in zip(start, stop, spatial, strict=True)):
-            raise StoreError(f"{file}: box {start} to {stop} is not inside its {spatial} voxels.")
-        cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        return np.asarray(array[(slice(None),) * leading + cut])  # pyright: ignore[reportArgumentType]
 
 
-def write_array(file: Path, array: Shaped[np.ndarray, "..."]) -> None:
-    """Write an array chunked and compressed; whole or not at all."""
-    leading = (1,) * (array.ndim - 3)
-    chunks = leading + tuple(min(_CHUNK, side) for side in array.shape[-3:])
-    blocks = leading + tuple(min(_BLOCK, side) for side in array.shape[-3:])
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    blosc2.asarray(
-        np.ascontiguousarray(array),  # pyright: ignore[reportArgumentType]
-        urlpath=str(temporary),
-        mode="w",
-        chunks=chunks,
-        blocks=blocks,
-        cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
-    )
-    temporary.replace(file)
+def append_lines(file: Path, lines: str) -> None:
+    """Append whole lines and flush them to the disk.
+
+    A torn last line, left by a process that was killed in the middle of it, goes.
+    """
+    with file.open("a+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, end - 1))
+        if stream.read(1) not in {b"", b"\n"}:
+            stream.seek(0)
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+        stream.write(lines.encode())
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_atomically(file: Path, content: bytes) -> None:
@@ -299,3 +344,16 @@ def write_atomically(file: Path, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+def _read_cases(file: Path) -> Iterator[Case]:
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    # What follows the last line end was being written when its process was killed.
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            yield parse(Case, json.loads(line), f"{file}, line {number}")
+        except (json.JSONDecodeError, ConfigError) as error:
+            raise StoreError(
+                f"{file}, line {number}: damaged ({error}). Delete the line; preparing the same "
+                "sources again makes its case anew."
+            ) from None

@@ -20,6 +20,7 @@ from voco.backbone import Backbone
 from voco.config import Config
 from voco.data.patches import Patches
 from voco.draws import Draws
+from voco.nn.freeze import freeze_unreached
 from voco.shapes import Level, Shape3, Volumes
 from voco.task import Outcome, Step, Task
 
@@ -100,6 +101,8 @@ class Segmentation(Task[Patches]):
         backbone.check_size(config.roi)
         self.config = config
         self.backbone = backbone
+        shape = (1, backbone.config.in_channels, *config.roi)
+        freeze_unreached(self, lambda task: task.backbone(torch.zeros(shape, device="meta")))
 
     def forward(self, batch: Patches, step: Step) -> Outcome:
         """Dice loss and cross-entropy of augmented crops."""

@@ -6,7 +6,7 @@ Written here so that no further library is needed. Parameters bear the names tha
 That class lists many of its parameters several times; :func:`repeated_names` adds those names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -104,12 +104,12 @@ class ResidualEncoderUNet(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        features: tuple[int, ...] = (32, 64, 128, 256, 320, 320),
-        blocks: tuple[int, ...] = (1, 3, 4, 6, 6, 6),
+        features: Sequence[int] = (32, 64, 128, 256, 320, 320),
+        blocks: Sequence[int] = (1, 3, 4, 6, 6, 6),
     ) -> None:
         super().__init__()
-        self.encoder = _Encoder(in_channels, tuple(features), tuple(blocks))
-        self.decoder = _Decoder(tuple(features), out_channels)
+        self.encoder = _Encoder(in_channels, features, blocks)
+        self.decoder = _Decoder(features, out_channels)
         self.apply(_initialise)
 
     def forward(self, volumes: Volumes) -> Level:
@@ -118,9 +118,7 @@ class ResidualEncoderUNet(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(
-        self, in_channels: int, features: tuple[int, ...], blocks: tuple[int, ...]
-    ) -> None:
+    def __init__(self, in_channels: int, features: Sequence[int], blocks: Sequence[int]) -> None:
         super().__init__()
         self.stem = _Convs(in_channels, features[0])
         widths = [features[0], *features]
@@ -148,7 +146,7 @@ class _Decoder(nn.Module):
     The others are for losses at coarser levels; they keep their place so that the names agree.
     """
 
-    def __init__(self, features: tuple[int, ...], out_channels: int) -> None:
+    def __init__(self, features: Sequence[int], out_channels: int) -> None:
         super().__init__()
         steps = list(pairwise(reversed(features)))
         self.stages = nn.ModuleList(_Convs(2 * fine, fine) for _, fine in steps)

@@ -23,7 +23,7 @@ class SwinUNETRConfig(BackboneConfig):
     changeable: ClassVar = ("use_checkpoint", "drop_rate", "attn_drop_rate", "dropout_path_rate")
     name: Literal["swin_unetr"] = "swin_unetr"
     """Selects this backbone."""
-    feature_size: PositiveInt = Field(48, multiple_of=12)
+    feature_size: PositiveInt = Field(default=48, multiple_of=12)
     """Channels at full resolution; 48, 96 and 192 are the B, L and H of the VoCo papers."""
     use_v2: bool = True
     """Whether a residual convolution block precedes each Swin stage."""
@@ -33,11 +33,11 @@ class SwinUNETRConfig(BackboneConfig):
     """Attention heads in each stage."""
     use_checkpoint: bool = False
     """Whether to recompute the transformer blocks in the backward pass: less memory, more time."""
-    drop_rate: float = Field(0.0, ge=0, le=1)
+    drop_rate: float = Field(default=0.0, ge=0, le=1)
     """Dropout after the patch embedding and in the blocks."""
-    attn_drop_rate: float = Field(0.0, ge=0, le=1)
+    attn_drop_rate: float = Field(default=0.0, ge=0, le=1)
     """Dropout of attention weights."""
-    dropout_path_rate: float = Field(0.0, ge=0, le=1)
+    dropout_path_rate: float = Field(default=0.0, ge=0, le=1)
     """Stochastic depth: share of blocks skipped in the last stage, falling to 0 in the first."""
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ class UNETRConfig(BackboneConfig):
     """Attention heads of each block."""
     qkv_bias: bool = False
     """Whether queries, keys and values have a bias."""
-    dropout_rate: float = Field(0.0, ge=0, le=1)
+    dropout_rate: float = Field(default=0.0, ge=0, le=1)
     """Dropout in the transformer."""
 
     @field_validator("size")

@@ -147,8 +147,9 @@ def export(  # noqa: PLR0913 (one argument for each fact of the file)
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, content)
-    write_atomically(folder / HANDOVER_FILE, handover.model_dump_json(indent=2).encode() + b"\n")
-    return handover
+    text = handover.model_dump_json(indent=2)
+    write_atomically(folder / HANDOVER_FILE, f"{text}\n".encode())
+    return Handover.model_validate_json(text)  # as it will be read: lists, where tuples were
 
 
 def handover_file(path: Path) -> Path | None:

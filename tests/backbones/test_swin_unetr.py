@@ -1,0 +1,47 @@
+import pytest
+import torch
+from pydantic import ValidationError
+
+from voco.backbones.swin_unetr import SwinUNETRConfig
+
+TINY = SwinUNETRConfig(feature_size=12, depths=(1, 1, 1, 1))
+VOLUMES = torch.randn(1, 1, 64, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_recomputing_activations_changes_neither_output_nor_gradient():
+    gradients = []
+    for config in (TINY, TINY.model_copy(update={"use_checkpoint": True})):
+        torch.manual_seed(0)
+        backbone = config.build()
+        loss = torch.stack([level.square().mean() for level in backbone.encode(VOLUMES)]).sum()
+        loss.backward()
+        weight = backbone.network.swinViT.patch_embed.proj.weight
+        assert weight.grad is not None
+        gradients.append((loss.detach(), weight.grad))
+    assert torch.allclose(gradients[0][0], gradients[1][0])
+    assert torch.allclose(gradients[0][1], gradients[1][1])
+
+
+def test_version_2_alone_has_convolutions_before_its_stages():
+    names = [
+        {name for name in config.build().network.state_dict() if ".layers1c." in name}
+        for config in (TINY, TINY.model_copy(update={"use_v2": False}))
+    ]
+    assert names[0]
+    assert not names[1]
+
+
+def test_an_embedding_has_the_width_of_vocos_which_is_1152_at_48_channels():
+    small = TINY.build()
+    width = sum(small.channels[level] for level in small.embedding_levels)
+    assert width * (48 // 12) == 1152
+
+
+def test_heads_that_do_not_divide_their_stage_are_refused_by_number():
+    with pytest.raises(ValidationError, match=r"num_heads\[1\] = 7 must divide the 24 channels"):
+        SwinUNETRConfig(feature_size=12, num_heads=(3, 7, 12, 24))
+
+
+def test_channels_must_be_a_multiple_of_12():
+    with pytest.raises(ValidationError, match="multiple of 12"):
+        SwinUNETRConfig(feature_size=32)

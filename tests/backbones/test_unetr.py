@@ -1,0 +1,83 @@
+import pytest
+import torch
+from einops import rearrange
+from pydantic import ValidationError
+
+from voco.backbones.unetr import UNETR, UNETRConfig
+from voco.errors import ConfigError
+
+SIZE = (32, 48, 64)
+TINY = UNETRConfig(size=SIZE, feature_size=4, hidden_size=12, mlp_dim=8, num_heads=2)
+VOLUMES = torch.randn(2, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def backbone() -> UNETR:
+    torch.manual_seed(0)
+    return TINY.build().eval()
+
+
+def test_all_tokens_are_the_coarsest_level_in_row_major_order(backbone: UNETR):
+    with torch.no_grad():
+        tokens, level = backbone.tokens(VOLUMES), backbone.encode(VOLUMES)[4]
+    assert tokens.shape == (2, 2 * 3 * 4, 12)
+    assert torch.allclose(tokens, rearrange(level, "b e x y z -> b (x y z) e"), atol=1e-6)
+
+
+def test_dropped_tokens_leave_no_trace(backbone: UNETR):
+    keep = torch.tensor([[0, 5, 23], [7, 2, 11]])
+    other = VOLUMES.clone()
+    other[0, :, :16, :16, 16:32] += 10  # token 1 of the first volume, which is dropped
+    with torch.no_grad():
+        assert torch.equal(backbone.tokens(VOLUMES, keep), backbone.tokens(other, keep))
+        other[0, :, :16, :16, :16] += 10  # token 0, which is kept
+        assert not torch.equal(backbone.tokens(VOLUMES, keep), backbone.tokens(other, keep))
+
+
+def test_keeping_all_tokens_in_another_order_gives_the_same_tokens_in_that_order(backbone: UNETR):
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    with torch.no_grad():
+        usual, kept = backbone.tokens(VOLUMES), backbone.tokens(VOLUMES, order)
+    assert torch.allclose(kept, usual.take_along_dim(order[..., None], dim=1), atol=1e-5)
+
+
+def test_replaced_tokens_leave_no_trace_of_what_they_were(backbone: UNETR):
+    keep = torch.ones(2, 24, dtype=torch.bool)
+    keep[:, 1] = False
+    other = VOLUMES.clone()
+    other[:, :, :16, :16, 16:32] += 10
+    mask = torch.zeros(12)
+    with torch.no_grad():
+        assert torch.equal(backbone.tokens(VOLUMES, keep, mask), backbone.tokens(other, keep, mask))
+        assert not torch.equal(
+            backbone.tokens(VOLUMES, keep, mask), backbone.tokens(VOLUMES, keep, mask + 1)
+        )
+
+
+def test_nothing_replaced_is_the_usual_encoding(backbone: UNETR):
+    keep = torch.ones(2, 24, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(backbone.tokens(VOLUMES, keep, torch.ones(12)), backbone.tokens(VOLUMES))
+
+
+def test_tokens_train_the_declared_parameters_and_no_others(backbone: UNETR):
+    backbone.tokens(VOLUMES).square().mean().backward()
+    for name, parameter in backbone.network.named_parameters():
+        in_use = name.startswith(backbone.token_prefixes) and parameter.requires_grad
+        assert (parameter.grad is not None) == in_use, name
+
+
+def test_another_size_is_refused_and_both_are_named(backbone: UNETR):
+    with pytest.raises(ConfigError, match=r"\(32, 48, 64\).*\(64, 64, 64\)"):
+        backbone.check_size((64, 64, 64))
+    backbone.check_size(SIZE)
+
+
+def test_a_size_that_patches_do_not_fill_is_refused_with_one_that_fits():
+    with pytest.raises(ValidationError, match=r"nearest size that fits is \(32, 96, 48\)"):
+        UNETRConfig(size=(16, 100, 47))
+
+
+def test_heads_must_divide_the_embedding():
+    with pytest.raises(ValidationError, match="num_heads 5 must divide hidden_size 12"):
+        UNETRConfig(hidden_size=12, num_heads=5)

@@ -1,0 +1,193 @@
+"""What every backbone promises, whatever it is."""
+
+import functools
+import importlib
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from voco.backbone import Backbone, BackboneConfig
+from voco.backbones import BackboneSettings, available
+from voco.errors import ConfigError
+
+SMALL: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
+    "swin_unetr": ({"feature_size": 12, "depths": (1, 1, 1, 1)}, (64, 32, 32)),
+    "unet": ({"features": (4, 6, 8, 10, 12, 5)}, (32, 16, 16)),
+    "unetr": (
+        {
+            "size": (32, 32, 48),
+            "feature_size": 4,
+            "hidden_size": 12,
+            "mlp_dim": 8,
+            "num_heads": 2,
+        },
+        (32, 32, 48),
+    ),
+    "resenc_unet": ({"features": (4, 6, 8), "blocks": (1, 2, 1)}, (8, 8, 12)),
+}
+"""Settings that run in no time, and a size that the networks can just about take."""
+
+
+def settings_of(name: str, **changes: Any) -> BackboneConfig:
+    values = {"name": name, **SMALL[name][0], **changes}
+    return TypeAdapter(BackboneSettings).validate_python(values)
+
+
+def built(name: str, **changes: Any) -> Backbone:
+    torch.manual_seed(0)
+    return settings_of(name, in_channels=2, **changes).build(out_channels=3)
+
+
+cached = functools.cache(built)
+
+
+def volumes_for(name: str) -> torch.Tensor:
+    return torch.randn(1, 2, *SMALL[name][1], generator=torch.Generator().manual_seed(1))
+
+
+every = pytest.mark.parametrize("name", available())
+
+
+def test_every_backbone_is_tested_here():
+    assert set(available()) == set(SMALL)
+
+
+@every
+def test_a_name_selects_its_settings_and_they_survive_a_round_trip(name: str):
+    settings = settings_of(name)
+    again = TypeAdapter(BackboneSettings).validate_json(settings.model_dump_json())
+    assert again == settings
+    assert again.name == name  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@every
+def test_encoder_decoder_and_head_make_up_the_network_without_rest_or_overlap(name: str):
+    backbone = built(name)
+    for key in backbone.network.state_dict():
+        owners = [
+            (part, prefix)
+            for part in ("encoder", "decoder", "head")
+            for prefix in backbone.prefixes(part)
+            if key.startswith(prefix)
+        ]
+        assert len(owners) == 1, (key, owners)
+
+
+@every
+def test_tokens_are_a_part_of_the_encoder(name: str):
+    backbone = built(name)
+    assert set(backbone.prefixes("tokens")) <= set(backbone.prefixes("encoder"))
+
+
+@every
+def test_head_of_decode_of_encode_is_the_librarys_own_forward_pass(name: str):
+    backbone, volumes = built(name).eval(), volumes_for(name)
+    with torch.no_grad():
+        expected = backbone.network(volumes)
+        assert torch.equal(backbone.head(backbone.decode(backbone.encode(volumes))), expected)
+        assert torch.equal(backbone(volumes), expected)
+    assert expected.shape == (1, 3, *volumes.shape[2:])
+
+
+@every
+def test_the_pyramid_has_the_channels_and_strides_it_declares(name: str):
+    backbone, volumes = built(name), volumes_for(name)
+    with torch.no_grad():
+        pyramid = backbone.encode(volumes)
+        decoded = backbone.decode(pyramid)
+    shapes = [tuple(level.shape[1:]) for level in pyramid]
+    assert shapes == [
+        (channels, *(side // stride for side in volumes.shape[2:]))
+        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    assert decoded.shape[1:] == (backbone.decoded_channels, *volumes.shape[2:])
+    assert set(backbone.embedding_levels) <= set(range(len(pyramid)))
+
+
+@every
+def test_encoding_uses_the_encoder_and_all_of_it(name: str):
+    backbone = built(name)
+    pyramid = backbone.encode(volumes_for(name))
+    pooled = [pyramid[level].square().mean() for level in backbone.embedding_levels]
+    torch.stack(pooled).sum().backward()
+    for key, parameter in backbone.network.named_parameters():
+        in_use = key.startswith(backbone.encoder_prefixes) and parameter.requires_grad
+        assert (parameter.grad is not None) == in_use, key
+
+
+@every
+def test_a_training_step_reaches_every_parameter_that_asks_for_a_gradient(name: str):
+    backbone = built(name).train()
+    backbone(volumes_for(name)).square().mean().backward()
+    for key, parameter in backbone.network.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, key
+            assert bool(torch.isfinite(parameter.grad).all()), key
+        else:
+            assert parameter.grad is None, key
+
+
+@every
+def test_the_least_size_can_be_trained_on(name: str):
+    backbone = built(name).train()
+    side = backbone.smallest
+    size = backbone.fixed_size or (side, side, side)
+    backbone.check_size(size)
+    with torch.no_grad():
+        assert backbone(torch.randn(1, 2, *size)).shape == (1, 3, *size)
+
+
+@pytest.mark.parametrize("name", ["unet", "swin_unetr", "resenc_unet"])
+def test_one_step_below_the_least_size_cannot_be_trained_on(name: str):
+    backbone = built(name).train()
+    side = backbone.smallest - backbone.divisor
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        backbone(torch.randn(1, 2, side, side, side))
+
+
+@every
+@given(size=st.tuples(*[st.integers(1, 300)] * 3))
+def test_a_refused_size_comes_with_one_that_fits(name: str, size: tuple[int, int, int]):
+    backbone = cached(name)
+    fits = all(side % backbone.divisor == 0 and side >= backbone.smallest for side in size)
+    if fits and backbone.fixed_size in (None, size):
+        backbone.check_size(size)
+        return
+    with pytest.raises(ConfigError, match=re.escape(str(size))) as refusal:
+        backbone.check_size(size)
+    x, y, z = re.findall(r"\((\d+), (\d+), (\d+)\)", str(refusal.value))[-1]
+    backbone.check_size((int(x), int(y), int(z)))
+
+
+@every
+def test_the_library_class_alone_rebuilds_the_network_from_plain_values(name: str):
+    backbone = built(name)
+    kind = type(backbone.network)
+    found = getattr(importlib.import_module(kind.__module__), kind.__qualname__)
+    plain = found(**json.loads(json.dumps(backbone.library_arguments)))
+    plain.load_state_dict(backbone.network.state_dict(), strict=True)
+    volumes = volumes_for(name)
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(volumes), backbone.eval()(volumes))
+
+
+@every
+def test_the_same_seed_gives_the_same_weights(name: str):
+    one, two = built(name).state_dict(), built(name).state_dict()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@every
+def test_settings_that_may_change_do_not_change_a_tensor(name: str):
+    config = settings_of(name)
+    usual = built(name).network.state_dict()
+    for key in config.changeable:
+        other: Any = True if isinstance(getattr(config, key), bool) else 0.25
+        changed = built(name, **{key: other}).network.state_dict()
+        assert {k: v.shape for k, v in changed.items()} == {k: v.shape for k, v in usual.items()}

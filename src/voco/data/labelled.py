@@ -104,9 +104,9 @@ def target_classes(cases: Iterable[Labelled]) -> tuple[int | str, ...]:
 def split_cases(
     cases: Sequence[Labelled],
     *,
-    validation: float,
+    validation: int | float,
     split_seed: int,
-    labels: float | None,
+    labels: int | float | None,
     labels_seed: int,
 ) -> Split:
     """Share the cases out.
@@ -131,7 +131,8 @@ def split_cases(
     held = [one for one in usable if one.case.split == "validation"]
     if not held:
         held = _hold_out(usable, _amount(validation, len(usable), "validation"), split_seed)
-    rest = [one for one in usable if one not in held]
+    away = {one.case.id for one in held}
+    rest = [one for one in usable if one.case.id not in away]
     if not rest:
         raise ConfigError(
             f"validation: {len(held)} of {len(cases)} labelled cases are held out, so none is "
@@ -148,13 +149,14 @@ def split_cases(
 
 def _hold_out(cases: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:
     """At least ``count`` cases, and all cases of their groups."""
-    held: list[Labelled] = []
+    sizes = Counter(map(_group, cases))
     leaders = {_group(one): one for one in reversed(cases)}.values()
+    held: set[str] = set()
     for leader in _in_order(list(leaders), seed, _group):
-        if len(held) >= count:
+        if sum(sizes[group] for group in held) >= count:
             break
-        held += [one for one in cases if _group(one) == _group(leader)]
-    return [one for one in cases if one in held]
+        held.add(_group(leader))
+    return [one for one in cases if _group(one) in held]
 
 
 def _in_order(
@@ -190,7 +192,7 @@ def _check_groups(cases: Sequence[Labelled]) -> None:
             )
 
 
-def _amount(wanted: float, total: int, key: str) -> int:
+def _amount(wanted: int | float, total: int, key: str) -> int:
     """Cases, from a count or a share."""
     if isinstance(wanted, int):
         if 0 <= wanted <= total:

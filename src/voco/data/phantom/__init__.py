@@ -38,7 +38,7 @@ from voco.data.phantom.canvas import Canvas
 from voco.data.phantom.chest import paint_aorta, paint_lungs, paint_mediastinum
 from voco.data.phantom.frame import Frame
 from voco.data.phantom.organs import Organ
-from voco.data.phantom.patient import Patient, draw_patient
+from voco.data.phantom.patient import PROTOCOLS, Patient, draw_patient
 from voco.data.phantom.pose import pose
 from voco.data.phantom.scan import scanned
 from voco.data.phantom.wall import (
@@ -78,7 +78,7 @@ def torso(seed: int, case: int = 0, spacing_mm: float = 5.0) -> Torso:
         Image, label and the patient; same arguments, same voxels.
     """
     streams = np.random.default_rng([seed, case]).spawn(6)
-    patient = draw_patient(streams[0])
+    patient = draw_patient(PROTOCOLS[case % len(PROTOCOLS)], streams[0])
     placed, grid = pose(patient, spacing_mm, streams[1])
     canvas = Canvas(placed, streams[2])
     _paint(canvas, Frame(patient), streams[3])

@@ -34,35 +34,37 @@ def liver(frame: Frame, rng: np.random.Generator) -> Shape:
     right = Intersection(
         (
             Ellipsoid(
-                (66, -8, 216 + 0.7 * rise), (84 * size, 98, 90 * size), (0, -8, 0), exponent=2.4
+                (66, -8, 216 + 0.7 * rise), (88 * size, 100, 96 * size), (0, -8, 0), exponent=2.4
             ),
-            HalfSpace((12, 20, 205 + 0.7 * rise), (-0.72, 0.12, -0.68)),
+            HalfSpace((8, 20, 200 + 0.7 * rise), (-0.72, 0.12, -0.68)),
         )
     )
     reach = float(rng.uniform(56, 84))
     left = Ellipsoid((6, 34, 240 + 0.8 * rise), (reach, 46, 36 * size), (8, -12, -6))
     spine = Capsule((-4, -70, 100), (-4, -82, 320), 48, 46)
     whole = Union((right, left), blend_mm=18)
-    return Intersection((frame.abdomen, whole, Outside(spine)))
+    return Intersection((whole, Outside(spine)))
 
 
 def paint_liver(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
     """Liver (labelled) with portal and hepatic veins and perhaps lesions, and the gallbladder."""
     hu, shape = frame.patient.hu, liver(frame, rng)
-    canvas.paint(shape, mottled(hu["liver"], fine=4, coarse=2.5), Organ.LIVER)
+    filling = mottled(hu["liver"], fine=4, coarse=2.5)
+    canvas.paint(shape, filling, Organ.LIVER, within=frame.abdomen)
+    room = Intersection((shape, frame.abdomen))
     rise = 0.7 * frame.patient.breath_mm
     for root, tissue in (((26, 8, 196 + rise), "portal_vein"), ((20, -30, 258 + rise), "vein")):
-        tree = vessel_tree(root, places_inside(shape, 26, 9, rng), 1.5, 5.5)
+        tree = vessel_tree(root, places_inside(room, 26, 9, rng), 1.5, 5.5)
         if tree is not None:
             canvas.paint(tree, hu[tissue], over=(Organ.LIVER,))
-    for place in places_inside(shape, int(rng.poisson(0.8)), 16, rng):
+    for place in places_inside(room, int(rng.poisson(0.8)), 16, rng):
         radius, cyst = float(rng.uniform(5, 15)), rng.random() < 0.5
         lesion = Ellipsoid((place[0], place[1], place[2]), (radius, radius, radius))
         canvas.paint(lesion, mottled(10 if cyst else 0.65 * hu["liver"], fine=3), Organ.LIVER)
     if rng.random() < 0.85:
         sac = tube([(38, 46, 186 + rise), (52, 60, 160 + rise)], (8, float(rng.uniform(11, 18))))
-        canvas.paint(Intersection((frame.abdomen, Grown(sac, 2))), hu["gut_wall"], 0)
-        canvas.paint(Intersection((frame.abdomen, sac)), mottled(hu["bile"], fine=2))
+        canvas.paint(Grown(sac, 2), hu["gut_wall"], 0, within=frame.abdomen)
+        canvas.paint(sac, mottled(hu["bile"], fine=2), within=frame.abdomen)
 
 
 def paint_spleen(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
@@ -70,9 +72,10 @@ def paint_spleen(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None
     size, rise = float(rng.uniform(0.82, 1.15)), 0.8 * frame.patient.breath_mm
     outer = Ellipsoid((-99, -46, 226 + rise), (42 * size, 58 * size, 60 * size), (-18, 0, -14))
     hollow = Ellipsoid((-48, -6, 226 + rise), (33, 46, 62), (0, 8, 0))
-    shape = Intersection((frame.abdomen, outer, Outside(hollow)))
+    shape = Intersection((outer, Outside(hollow)))
     stripes = 22.0 if frame.patient.phase == "arterial" else 1.5
-    canvas.paint(shape, mottled(frame.patient.hu["spleen"], fine=4, coarse=stripes), Organ.SPLEEN)
+    filling = mottled(frame.patient.hu["spleen"], fine=4, coarse=stripes)
+    canvas.paint(shape, filling, Organ.SPLEEN, within=frame.abdomen)
 
 
 def paint_kidneys(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
@@ -95,7 +98,7 @@ def paint_kidney(
     hu, turn = frame.patient.hu, (-8.0, side * -11.0, side * 28.0)
     whole = Ellipsoid((x, y, z), (29 * size, 25 * size, 54 * size), turn)
     fat = Ellipsoid((x, y, z), (40 * size, 35 * size, 70 * size), turn)
-    canvas.paint(Intersection((frame.abdomen, fat)), FAT, 0)
+    canvas.paint(fat, FAT, 0, within=frame.abdomen)
     canvas.paint(whole, mottled(hu["kidney_cortex"], fine=4), label)
     for angle in np.linspace(0, 2 * np.pi, 9)[:-1] + rng.uniform(0, 0.5):
         place = (x - side * 2 * size, y + 9 * size * np.cos(angle), z + 33 * size * np.sin(angle))
@@ -109,8 +112,10 @@ def paint_kidney(
     canvas.paint(smooth_tube([*ureter[1:], (side * 46.0, -30.0, -70.0)], 2.2), hu["kidney_pelvis"])
     if rng.random() < 0.25:
         radius = float(rng.uniform(6, 16))
-        cyst = Ellipsoid((x + side * 24, y, z + float(rng.uniform(-30, 30))), (radius,) * 3)
-        canvas.paint(Intersection((frame.abdomen, cyst)), mottled(8, fine=2), label)
+        cyst = Ellipsoid(
+            (x + side * 24, y, z + float(rng.uniform(-30, 30))), (radius, radius, radius)
+        )
+        canvas.paint(cyst, mottled(8, fine=2), label, within=frame.abdomen)
 
 
 def paint_stomach(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
@@ -124,11 +129,11 @@ def paint_stomach(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> Non
     path = smooth_tube(_points(points), [float(r) for r in radii], 16)
     inner = Grown(path, -float(rng.uniform(3.5, 5.5)))
     level = float(rng.uniform(22, 52))
-    canvas.paint(_each(frame.abdomen, Grown(path, 1.5)), FAT, 0)
+    canvas.paint(Grown(path, 1.5), FAT, 0, within=frame.abdomen)
     wall = mottled(frame.patient.hu["gut_wall"], fine=5)
-    canvas.paint(_each(frame.abdomen, path), wall, Organ.STOMACH)
+    canvas.paint(path, wall, Organ.STOMACH, within=frame.abdomen)
     content = layered(level, -985.0, _meal(rng))
-    canvas.paint(_each(Grown(frame.abdomen, -4.0), inner), content, Organ.STOMACH)
+    canvas.paint(inner, content, Organ.STOMACH, within=frame.abdomen, inset_mm=4.0)
 
 
 def _meal(rng: np.random.Generator) -> Filling:
@@ -149,9 +154,7 @@ def paint_pancreas(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> No
     def lobed(patch: Patch) -> Float32[np.ndarray, "x y z"]:
         return (hu - fatty * np.maximum(patch.fine, 0) + 4 * patch.fine).astype(np.float32)
 
-    points = _points(
-        ((30, 14, 142), (26, 18, 160), (2, 24, 176), (-30, 10, 190), (-62, -14, 206))
-    )
+    points = _points(((30, 14, 142), (26, 18, 160), (2, 24, 176), (-30, 10, 190), (-62, -14, 206)))
     canvas.paint(smooth_tube(points, (14, 13, 9, 9, 8)), lobed)
 
 
@@ -161,10 +164,22 @@ def paint_veins(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
     wide = float(rng.uniform(0.85, 1.2))
     blood = mottled(hu["vein"], fine=5)
     for side in (1, -1):
-        iliac = [frame.before_spine(16, 42, 8), (side * 30.0, -28.0, 0.0), (side * 50, -18.0, -42.0)]
-        iliac += [(side * 56.0, 28.0, -88.0), (side * 66.0, 48.0, -120.0), (side * 70.0, 38.0, -170.0)]
+        iliac = [
+            frame.before_spine(16, 42, 8),
+            (side * 30.0, -28.0, 0.0),
+            (side * 50, -18.0, -42.0),
+        ]
+        iliac += [
+            (side * 56.0, 28.0, -88.0),
+            (side * 66.0, 48.0, -120.0),
+            (side * 70.0, 38.0, -170.0),
+        ]
         canvas.paint(smooth_tube(iliac, (9, 7, 6.5, 6, 6, 5)), blood)
-        kidney = [frame.before_spine(10, 150, 14), (side * 30.0, -10.0, 146), (side * 46.0, -28.0, 138.0)]
+        kidney = [
+            frame.before_spine(10, 150, 14),
+            (side * 30.0, -10.0, 146),
+            (side * 46.0, -28.0, 138.0),
+        ]
         canvas.paint(smooth_tube(kidney, (5, 5.5, 4)), blood)
     cava = [frame.before_spine(19, z, 11) for z in (40, 80, 120, 160, 195)]
     cava += [(23.0, -20.0, 232.0), (23.0, -12.0, 262 + 0.5 * rise), (24.0, 4.0, 300 + 0.6 * rise)]
@@ -187,13 +202,12 @@ def paint_visceral_arteries(canvas: Canvas, frame: Frame) -> None:
     path = [root, (-4.0, 8.0, 165.0), (-2.0, 12.0, 120.0), (6.0, 8.0, 70.0)]
     canvas.paint(smooth_tube(path, 3.6), blood)
     for side, z in ((1, 134.0), (-1, 150.0)):
-        path = [frame.before_spine(-8, 160, 8), (side * 24.0, -18.0, 152.0), (side * 46.0, -32.0, z)]
+        path = [
+            frame.before_spine(-8, 160, 8),
+            (side * 24.0, -18.0, 152.0),
+            (side * 46.0, -32.0, z),
+        ]
         canvas.paint(smooth_tube(path, 3.0), blood)
-
-
-def _each(room: Shape, shape: Shape) -> Union:
-    """Every part of a solid, cut to the room that there is."""
-    return Union(tuple(Intersection((part, room)) for part in shape.parts()))
 
 
 def _points(rows: tuple[tuple[float, float, float], ...]) -> list[Point]:

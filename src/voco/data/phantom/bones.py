@@ -44,7 +44,7 @@ def draw_bone(rng: np.random.Generator) -> Bone:
     """Dense bones of the young to thin ones of the old."""
     density = rng.uniform(0.65, 1.25)
     return Bone(
-        cortex=mottled(640 * density, fine=70), marrow=mottled(170 * density, fine=28, coarse=14)
+        cortex=mottled(540 * density, fine=60), marrow=mottled(150 * density, fine=26, coarse=14)
     )
 
 
@@ -101,7 +101,7 @@ def paint_spine(canvas: Canvas, frame: Frame, bone: Bone) -> None:
     for vertebra in column:
         low = vertebra.z - vertebra.height / 2
         body = _slab(vertebra, low, low + vertebra.height, 0.0)
-        bone.paint(canvas, body, 2.2, Organ.VERTEBRAE)
+        bone.paint(canvas, body, 1.7, Organ.VERTEBRAE)
         bone.paint(canvas, _arch(vertebra), 2.8, Organ.VERTEBRAE)
     canal = [(0.0, v.y - v.half_depth - 9.5, v.z) for v in column]
     canvas.paint(tube(canal, 8.5), mottled(-20, fine=10), Organ.BACKGROUND)

@@ -16,7 +16,6 @@ from voco.data.phantom.shapes import (
     Intersection,
     Outside,
     Point,
-    Shape,
     Union,
     smooth_path,
     tube,
@@ -42,7 +41,12 @@ def paint_small_bowel(canvas: Canvas, frame: Frame, rng: np.random.Generator) ->
     duodenum = [(32.0, 34.0, 164.0), (44.0, 14.0, 158.0), (46.0, 4.0, 128.0), (30.0, 2.0, 108.0)]
     duodenum += [(0.0, 6.0, 106.0), (-24.0, 14.0, 116.0)]
     _paint_loop(canvas, frame, smooth_path(duodenum, 14), 10.5, hu["gut_wall"], 18.0)
-    for start in ((-44.0, 34.0, 110.0), (20.0, 38.0, 50.0), (-30.0, 36.0, 0.0), (30.0, 30.0, -20.0)):
+    for start in (
+        (-44.0, 34.0, 110.0),
+        (20.0, 38.0, 50.0),
+        (-30.0, 36.0, 0.0),
+        (30.0, 30.0, -20.0),
+    ):
         path = smooth_path(winding_path(room, start, 26, 26.0, rng), 80)
         for first in range(0, len(path) - 1, 8):
             content = float(rng.uniform(180, 320)) if opaque else float(rng.uniform(5, 45))
@@ -56,8 +60,8 @@ def _paint_loop(
     canvas: Canvas, frame: Frame, path: list[Point], radius: float, wall: float, filling: Filling
 ) -> None:
     loop = tube(path, radius)
-    canvas.paint(_cut(frame.abdomen, loop), mottled(wall, fine=5))
-    canvas.paint(_cut(Grown(frame.abdomen, -3.0), Grown(loop, -3.0)), filling)
+    canvas.paint(loop, mottled(wall, fine=5), within=frame.abdomen)
+    canvas.paint(Grown(loop, -3.0), filling, within=frame.abdomen, inset_mm=3.0)
 
 
 def paint_colon(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
@@ -69,15 +73,17 @@ def paint_colon(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
     points = [(float(x), float(y), float(z)) for x, y, z in places]
     path = smooth_path(points, 110)
     wide = float(rng.uniform(0.85, 1.15))
-    sizes = np.interp(np.linspace(0, 1, 110), (0, 0.2, 0.45, 0.7, 0.82, 1), (27, 24, 21, 15, 15, 17))
+    sizes = np.interp(
+        np.linspace(0, 1, 110), (0, 0.2, 0.45, 0.7, 0.82, 1), (27, 24, 21, 15, 15, 17)
+    )
     radii = wide * sizes * (1 + 0.14 * np.sin(np.arange(110) * 1.9))
     wall = frame.patient.hu["gut_wall"]
     for first in range(0, 109, 6):
         piece = slice(first, first + 7)
         loop = tube(path[piece], [float(r) for r in radii[piece]])
-        canvas.paint(_cut(frame.abdomen, loop), mottled(wall, fine=5), 0)
-        lumen = _cut(Grown(frame.abdomen, -2.5), Grown(loop, -2.5))
-        canvas.paint(lumen, _stool(rng))
+        canvas.paint(loop, mottled(wall, fine=5), 0, within=frame.abdomen)
+        lumen = Grown(loop, -2.5)
+        canvas.paint(lumen, _stool(rng), within=frame.abdomen, inset_mm=2.5)
 
 
 def _stool(rng: np.random.Generator) -> Filling:
@@ -98,21 +104,25 @@ def paint_bladder(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> Non
     hu, full = frame.patient.hu, float(rng.uniform(0.72, 1.2))
     soft = mottled(hu["gland"] * 1.15, fine=5, coarse=5)
     if frame.patient.female:
-        uterus = (Ellipsoid((4, 4, -72), (25, 19, 30), (50, 0, 6)), Ellipsoid((0, -16, -100), (14, 13, 20)))
-        canvas.paint(_cut(frame.cavity, Union(uterus)), soft)
+        uterus = (
+            Ellipsoid((4, 4, -72), (25, 19, 30), (50, 0, 6)),
+            Ellipsoid((0, -16, -100), (14, 13, 20)),
+        )
+        canvas.paint(Union(uterus), soft, within=frame.cavity)
     else:
         canvas.paint(Ellipsoid((0, 8, -122), (23, 17, 18)), soft)
         for side in (1, -1):
             canvas.paint(Capsule((side * 5, -20, -100), (side * 26, -24, -92), 6, 5), soft)
     centre = (float(rng.normal(0, 3)), 30.0, -98.0 + 22 * full)
     radii = (42 * full, 30 * full, 30 * full)
-    shape = Intersection((Grown(frame.cavity, -2.0), Ellipsoid(centre, radii, exponent=2.4)))
-    canvas.paint(Grown(shape, 3.0), FAT, 0)
-    canvas.paint(shape, mottled(hu["gut_wall"], fine=4), Organ.BLADDER)
+    shape = Ellipsoid(centre, radii, exponent=2.4)
+    canvas.paint(Grown(shape, 3.0), FAT, 0, within=frame.cavity)
+    wall = mottled(hu["gut_wall"], fine=4)
+    canvas.paint(shape, wall, Organ.BLADDER, within=frame.cavity, inset_mm=2.0)
     urine = mottled(hu["urine"], fine=2)
     if frame.patient.phase == "late":  # contrast medium sinks to the back
         urine = layered(float(rng.uniform(15, 40)), hu["urine"], float(rng.uniform(150, 320)))
-    canvas.paint(Grown(shape, -3.0), urine)
+    canvas.paint(Grown(shape, -3.0), urine, within=frame.cavity, inset_mm=5.0)
 
 
 def paint_mesentery(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -124,8 +134,3 @@ def paint_mesentery(canvas: Canvas, rng: np.random.Generator) -> None:
         bend = (root[0] * 0.5 + stop[0] * 0.5 + float(rng.normal(0, 6)), 22.0, (root[2] + z) / 2)
         for one, other in pairwise(smooth_path([root, bend, stop], 5)):
             canvas.paint(Capsule(one, other, 1.7, 1.5), 60.0)
-
-
-def _cut(room: Shape, shape: Shape) -> Union:
-    return Union(tuple(Intersection((part, room)) for part in shape.parts()))
-

@@ -16,9 +16,7 @@ def places_inside(shape: Shape, count: int, margin_mm: float, rng: np.random.Gen
     return tried[shape.distance(at)[:, 0, 0] < -margin_mm][:count]
 
 
-def vessel_tree(
-    root: Point, places: Places, tip_radius: float, root_radius: float
-) -> Union | None:
+def vessel_tree(root: Point, places: Places, tip_radius: float, root_radius: float) -> Union | None:
     """A tree from a root to all places, thicker where it feeds more of them (Murray's law).
 
     Each place, nearest to the root first, is joined to the point of the tree that keeps both the

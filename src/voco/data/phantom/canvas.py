@@ -85,6 +85,7 @@ class Canvas:
         self.label: UInt8[np.ndarray, "x y z"] = np.zeros(shape, np.uint8)
         self._fine = smooth_noise(shape, 3.0 / pose.spacing_mm, rng)
         self._coarse = smooth_noise(shape, 9.0 / pose.spacing_mm, rng)
+        self._rooms: dict[int, tuple[Shape, Distances]] = {}
         self._inverse = np.linalg.inv(pose.matrix[:, :3])
 
     def paint(
@@ -92,7 +93,10 @@ class Canvas:
         shape: Shape,
         filling: Filling,
         label: int | None = None,
+        *,
         over: tuple[int, ...] | None = None,
+        within: Shape | None = None,
+        inset_mm: float = 0.0,
     ) -> None:
         """Cover what is there with a solid.
 
@@ -101,11 +105,15 @@ class Canvas:
             filling: Its HU.
             label: Class of the voxels of which it takes at least half; by default they keep theirs.
             over: Only voxels of these classes are covered; by default all.
+            within: What sticks out of this solid is left out. Measured once per canvas.
+            inset_mm: How far to stay from the surface of ``within``.
         """
         box = self._box(shape.bounds)
         if box is None:
             return
         share = self._share(shape, box)
+        if within is not None:
+            np.minimum(share, self._covered(self._room(within)[box] + inset_mm), out=share)
         if over is not None:
             share *= np.isin(self.label[box], over)
         hu = self.hu[box]
@@ -134,7 +142,16 @@ class Canvas:
             )
             patch = part.distance(self.pose.at[(slice(None), *cut)])
             distance[local] = np.minimum(distance[local], patch)
+        return self._covered(distance)
+
+    def _covered(self, distance: Distances) -> Float32[np.ndarray, "x y z"]:
+        """Share of each voxel that lies inside a surface at some distance from its centre."""
         return np.clip(0.5 - distance / np.float32(self.pose.spacing_mm), 0, 1)
+
+    def _room(self, shape: Shape) -> Distances:
+        if id(shape) not in self._rooms:  # the shape is kept, so that its id stays its own
+            self._rooms[id(shape)] = (shape, shape.distance(self.pose.at))
+        return self._rooms[id(shape)][1]
 
     def _patch(self, box: Box) -> Patch:
         at = self.pose.at[(slice(None), *box)]

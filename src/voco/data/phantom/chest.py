@@ -65,7 +65,7 @@ def paint_lungs(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
 
     for side, label in ((1, Organ.LUNG_RIGHT), (-1, Organ.LUNG_LEFT)):
         room = lung(frame, side)
-        canvas.paint(room, parenchyma, label)
+        canvas.paint(MediastinalFace(side), parenchyma, label, within=frame.chest)
         hilum: Point = (side * 36.0, -26.0, 352.0)
         for count, thickness in ((120, 1.15), (100, 1.25)):
             tree = vessel_tree(hilum, places_inside(room, count, 7, rng), thickness, 7.0)
@@ -108,8 +108,8 @@ def _paint_heart(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None
         ),
         blend_mm=14,
     )
-    canvas.paint(Intersection((Grown(frame.chest, 1.0), Grown(outside, 3.0))), FAT, 0)
-    canvas.paint(Intersection((frame.chest, outside)), wall, Organ.HEART)
+    canvas.paint(Grown(outside, 3.0), FAT, 0, within=frame.chest, inset_mm=-1.0)
+    canvas.paint(outside, wall, Organ.HEART, within=frame.chest)
     canvas.paint(chamber(-48, 12, 306, (36, 19, 20), turn), left)
     canvas.paint(chamber(0, -16, 337, (30, 17, 22)), left)
     canvas.paint(chamber(-24, 40, 304, (42, 13, 24), (0, 30, -38)), right)
@@ -138,7 +138,11 @@ def paint_aorta(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
     for side in (1, -1):
         fork = frame.before_spine(-6 + side * 3, 48, 9)
         iliac = [fork, (side * 26.0, -18.0, 8.0), (side * 50.0, -8.0, -38.0)]
-        iliac += [(side * 62.0, 34.0, -84.0), (side * 74.0, 52.0, -120.0), (side * 80, 42.0, -170.0)]
+        iliac += [
+            (side * 62.0, 34.0, -84.0),
+            (side * 74.0, 52.0, -120.0),
+            (side * 80, 42.0, -170.0),
+        ]
         canvas.paint(smooth_tube(iliac, (7, 6, 5.5, 5, 5, 4.5)), blood)
 
 
@@ -191,7 +195,9 @@ def _paint_windpipe(canvas: Canvas) -> None:
     trunk = [(0.0, -14.0, 490.0), (1.0, -20.0, 440.0), (3.0, -28.0, 400.0), (3.0, -31.0, 372.0)]
     right = [(3.0, -31.0, 373.0), (20.0, -33.0, 360.0), (40.0, -30.0, 346.0)]
     left = [(3.0, -31.0, 373.0), (-20.0, -36.0, 356.0), (-44.0, -34.0, 340.0)]
-    tubes = [smooth_tube(p, r) for p, r in ((trunk, 8.5), (right, (6, 5.5, 4.5)), (left, (5.5, 5, 4.5)))]
+    tubes = [
+        smooth_tube(p, r) for p, r in ((trunk, 8.5), (right, (6, 5.5, 4.5)), (left, (5.5, 5, 4.5)))
+    ]
     airway = Union(tuple(tubes))
     canvas.paint(Grown(airway, 2.0), 35.0, Organ.BACKGROUND)
     canvas.paint(airway, -990.0, Organ.BACKGROUND)

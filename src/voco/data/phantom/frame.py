@@ -69,7 +69,7 @@ class Frame:
     @cached_property
     def below_diaphragm(self) -> Below:
         """Everything below the middle of the diaphragm, with its two domes."""
-        step = 4.0
+        step = 0.5
         x, y = np.meshgrid(np.arange(-150, 151, step), np.arange(-125, 126, step), indexing="ij")
         return Below((-150.0, -125.0), step, self._diaphragm_heights(x, y))
 
@@ -85,7 +85,7 @@ class Frame:
         return Intersection((Grown(self.cavity, -0.5), above))
 
     def spine_y(self, z: float) -> float:
-        """y of the middle of the vertebral bodies at a height."""
+        """The y of the middle of the vertebral bodies at a height."""
         return float(np.interp(z, *_spine_curve()))
 
     def before_spine(self, x: float, z: float, forwards_mm: float = 0.0) -> Point:

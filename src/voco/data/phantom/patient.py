@@ -14,7 +14,13 @@ Phase = Literal["native", "arterial", "portal", "late"]
 Protocol = Literal["chest-abdomen-pelvis", "abdomen-pelvis", "chest-abdomen", "chest"]
 """Which part of the torso is scanned."""
 
-_PROTOCOL_SHARES = (0.5, 0.2, 0.2, 0.1)
+PROTOCOLS: tuple[Protocol, ...] = (
+    *("chest-abdomen-pelvis", "chest-abdomen-pelvis", "abdomen-pelvis", "chest-abdomen-pelvis"),
+    *("chest-abdomen", "chest-abdomen-pelvis", "chest-abdomen-pelvis", "chest"),
+)
+"""Of one case after the other; then from the start. Taking turns, not drawn: so even a few cases
+hold every organ."""
+
 _PHASE_SHARES = (0.25, 0.15, 0.4, 0.2)
 
 _ENDS_MM: dict[Protocol, tuple[tuple[float, float], tuple[float, float]]] = {
@@ -92,15 +98,14 @@ class Patient:
         return turned(self.turn_deg)
 
 
-def draw_patient(rng: np.random.Generator) -> Patient:
-    """A random patient in a random scan."""
-    protocol = get_args(Protocol)[rng.choice(4, p=_PROTOCOL_SHARES)]
+def draw_patient(protocol: Protocol, rng: np.random.Generator) -> Patient:
+    """A random patient in a random scan of some part of the torso."""
     phase: Phase = get_args(Phase)[rng.choice(4, p=_PHASE_SHARES)]
     low, high = _ENDS_MM[protocol]
     fat = float(np.clip(rng.gamma(4.0, 3.5), 5, 32))
     size = rng.normal(1, 0.035)
     scale = tuple(float(s) for s in np.clip(size + rng.normal(0, [0.03, 0.035, 0.03]), 0.88, 1.12))
-    widest = 2 * (150 + 1.1 * fat) * scale[0]
+    widest = 2 * (160 + 1.2 * fat) * scale[0]
     return Patient(
         female=bool(rng.random() < 0.5),
         fat_mm=fat,
@@ -111,7 +116,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         protocol=protocol,
         bottom_mm=float(rng.uniform(*low)),
         top_mm=float(rng.uniform(*high)),
-        view_mm=float(widest * rng.uniform(0.98, 1.12)),
+        view_mm=float(widest * rng.uniform(0.98, 1.1)),
         centre_mm=(float(rng.normal(0, 6)), float(rng.normal(-14, 6))),
         table_mm=float(rng.integers(-900, -200)),
         phase=phase,
@@ -127,6 +132,7 @@ def _draw_hu(phase: Phase, rng: np.random.Generator) -> dict[str, float]:
     for tissue, values in _HU.items():
         mean, native, spread = values[column], values[0], values[-1]
         enhanced = (mean - native) * (1 + 0.12 * bolus)
-        hu[tissue] = float(native + enhanced + rng.normal(0, spread) / (2 if phase == "native" else 1))
+        spread = spread / 2 if phase == "native" else spread
+        hu[tissue] = float(native + enhanced + rng.normal(0, spread))
     hu["liver"] -= float(max(0.0, rng.normal(-6, 12)))  # some livers are fatty
     return hu

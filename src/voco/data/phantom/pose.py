@@ -50,7 +50,8 @@ def _bend(
     bases = [_spline_basis(n, _CONTROL_MM / spacing_mm) for n in shape]
     control = rng.normal(0, _BEND_MM, (3, *(basis.shape[1] for basis in bases)))
     field = control.astype(np.float32)
-    for subscripts, basis in zip(("cijk,zk->cijz", "cijz,yj->ciyz", "ciyz,xi->cxyz"), bases[::-1]):
+    steps = ("cijk,zk->cijz", "cijz,yj->ciyz", "ciyz,xi->cxyz")
+    for subscripts, basis in zip(steps, bases[::-1], strict=True):
         # Without BLAS: the same bits whatever the number of threads.
         field = np.einsum(subscripts, field, basis, optimize=False)
     return field

@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Float32
 from scipy.interpolate import PchipInterpolator
-from scipy.ndimage import map_coordinates
 
 Points = Float32[np.ndarray, "3 x y z"]
 """Body coordinates of voxels."""
@@ -29,6 +28,8 @@ Bounds = Float[np.ndarray, "2 3"]
 """Lowest and highest corner of a box that holds a solid (mm)."""
 
 _EVERYWHERE = 1e4
+_TABLE_MM = 0.25
+"""Step of tables over height: looked up at the nearest entry, which is far below a voxel."""
 
 
 class Shape(ABC):
@@ -127,9 +128,10 @@ class Capsule(Shape):
     @property
     def bounds(self) -> Bounds:
         """Of both end balls."""
-        ends = np.asarray([self.start, self.stop])
-        radii = np.asarray([[self.start_radius], [self.stop_radius]])
-        return np.stack([(ends - radii).min(axis=0), (ends + radii).max(axis=0)])
+        r, s = self.start_radius, self.stop_radius
+        ends = list(zip(self.start, self.stop, strict=True))
+        low = [min(a - r, b - s) for a, b in ends]
+        return np.asarray([low, [max(a + r, b + s) for a, b in ends]], float)
 
     def distance(self, at: Points) -> Distances:
         """To the nearest point of the axis, less the radius there."""
@@ -278,7 +280,7 @@ class Column(Shape):
 
     def __post_init__(self) -> None:
         rows = np.asarray(self.profile)
-        heights = np.arange(rows[0, 0], rows[-1, 0] + 1, 1.0)
+        heights = np.arange(rows[0, 0], rows[-1, 0] + _TABLE_MM, _TABLE_MM)
         table = PchipInterpolator(rows[:, 0], rows[:, 1:])(heights).T
         half, front, back = table
         centre, depth = (front + back) / 2, (front - back) / 2
@@ -295,7 +297,9 @@ class Column(Shape):
 
     def section(self, z: Float32[np.ndarray, "*s"]) -> list[Float32[np.ndarray, "*s"]]:
         """Half width, centre and half depth at heights."""
-        return [np.interp(z, self._heights, row).astype(np.float32) for row in self._rows]
+        entry = np.rint((z - self._heights[0]) / np.float32(_TABLE_MM)).astype(np.int32)
+        np.clip(entry, 0, len(self._heights) - 1, out=entry)
+        return [row.take(entry) for row in self._rows]
 
     def distance(self, at: Points) -> Distances:
         """First-order estimate within the horizontal plane."""
@@ -333,10 +337,12 @@ class Below(Shape):
 
     def distance(self, at: Points) -> Distances:
         """Height above the surface, shortened by its slope."""
-        place = np.stack([(at[i] - np.float32(self.low[i])) / self.step_mm for i in range(2)])
-        surface = map_coordinates(self.heights, place, order=1, mode="nearest")
-        slope = map_coordinates(self._steepness, place, order=1, mode="nearest")
-        return ((at[2] - surface) * slope).astype(np.float32)
+        step, entry = np.float32(self.step_mm), np.zeros(at.shape[1:], np.int32)
+        for axis, count in enumerate(self.heights.shape):
+            place = np.rint((at[axis] - np.float32(self.low[axis])) / step).astype(np.int32)
+            entry *= count
+            entry += np.clip(place, 0, count - 1)
+        return (at[2] - self.heights.take(entry)) * self._steepness.take(entry)
 
 
 def tube(points: Sequence[Point], radii: Sequence[float] | float) -> Union:

@@ -79,19 +79,22 @@ def paint_wall(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
 
 def paint_fat_planes(canvas: Canvas, frame: Frame) -> None:
     """Fat between the large muscles of back, buttocks and shoulder, and along the thigh vessels."""
-    inside = Grown(frame.trunk, -4.0)
     for side in (1, -1):
         gluteus = Ellipsoid((side * 108, -22, -34), (46, 66, 78), (0, side * 14, 0))
-        canvas.paint(Intersection((inside, _shell(gluteus, 1.3))), FAT)
+        canvas.paint(_shell(gluteus, 1.3), FAT, within=frame.trunk, inset_mm=4.0)
         buttock = Ellipsoid((side * 74, -92, -78), (66, 46, 74), (20, 0, side * -16))
-        beside = (inside, Outside(gluteus), _shell(buttock, 1.3))
-        canvas.paint(Intersection(beside), FAT)
+        beside = Intersection((Outside(gluteus), _shell(buttock, 1.3)))
+        canvas.paint(beside, FAT, within=frame.trunk, inset_mm=4.0)
         back = [(side * 32.0, frame.spine_y(z) - 42, float(z)) for z in range(0, 241, 40)]
-        canvas.paint(Intersection((inside, _shell(smooth_tube(back, 24.0), 1.2))), FAT)
+        canvas.paint(_shell(smooth_tube(back, 24.0), 1.2), FAT, within=frame.trunk, inset_mm=4.0)
         armpit = Ellipsoid((side * 128, -16, 404), (16, 34, 44), (0, side * -24, side * -20))
-        canvas.paint(Intersection((inside, armpit)), FAT)
-        groin = [(side * 62.0, 40.0, -90.0), (side * 76.0, 52.0, -125.0), (side * 80.0, 42.0, -180.0)]
-        canvas.paint(Intersection((inside, smooth_tube(groin, 18.0))), FAT)
+        canvas.paint(armpit, FAT, within=frame.trunk, inset_mm=4.0)
+        groin = [
+            (side * 62.0, 40.0, -90.0),
+            (side * 76.0, 52.0, -125.0),
+            (side * 80.0, 42.0, -180.0),
+        ]
+        canvas.paint(smooth_tube(groin, 18.0), FAT, within=frame.trunk, inset_mm=4.0)
         canvas.paint(Ellipsoid((side * 34, -62, -136), (17, 30, 26)), FAT)
 
 
@@ -141,13 +144,8 @@ def paint_deep_muscles(canvas: Canvas, frame: Frame) -> None:
 def paint_diaphragm(canvas: Canvas, frame: Frame) -> None:
     """The thin muscle between chest and belly, and its crura before the spine."""
     filling = frame.patient.hu["muscle"]
-    abdomen_and_muscle = Grown(frame.below_diaphragm, 2.0)
-    canvas.paint(_within(frame, abdomen_and_muscle), filling)
-    canvas.paint(_within(frame, Grown(frame.below_diaphragm, -2.0)), FAT)
+    canvas.paint(Grown(frame.below_diaphragm, 2.0), filling, within=frame.cavity)
+    canvas.paint(Grown(frame.below_diaphragm, -2.0), FAT, within=frame.cavity)
     for side, low in ((1, 105), (-1, 130)):
         points = [frame.before_spine(side * 11, z, 1.0) for z in (245, 215, 180, low)]
         canvas.paint(smooth_tube(points, (5, 7, 6, 3)), filling)
-
-
-def _within(frame: Frame, shape: Shape) -> Shape:
-    return Intersection((frame.cavity, shape))

@@ -73,6 +73,10 @@ class Handover(Config):
     """How scans must be prepared."""
     intensity: Intensity
     """How intensities must be brought to the network's range."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels of a scan; empty where they were not kept."""
+    modalities: tuple[str, ...] = ()
+    """Modalities that were trained on; empty where they were not kept."""
     classes: dict[int, str] = Field(default_factory=dict)
     """Classes by number, for segmentation and classification."""
     data: tuple[TrainingData, ...] = ()
@@ -93,6 +97,8 @@ def export(  # noqa: PLR0913 (one argument for each fact of the file)
     intensity: Intensity,
     method: dict[str, Any] | None = None,
     task: dict[str, Any] | None = None,
+    channels: tuple[str, ...] = (),
+    modalities: tuple[str, ...] = (),
     classes: dict[int, str] | None = None,
     data: tuple[TrainingData, ...] = (),
     task_tensors: Mapping[str, Tensor] | None = None,
@@ -110,6 +116,8 @@ def export(  # noqa: PLR0913 (one argument for each fact of the file)
         intensity: How intensities were brought to the network's range.
         method: Settings of the pre-training method.
         task: Settings of the task.
+        channels: Names of the channels of a scan.
+        modalities: Modalities that were trained on.
         classes: Classes by number.
         data: What was trained on.
         task_tensors: Tensors of the task that are not the network's, such as a classifier; written
@@ -141,6 +149,8 @@ def export(  # noqa: PLR0913 (one argument for each fact of the file)
         seed=seed,
         preprocessing=preprocessing,
         intensity=intensity,
+        channels=channels,
+        modalities=modalities,
         classes=classes or {},
         data=data,
         weights_sha256=hashlib.sha256(content).hexdigest(),

@@ -248,8 +248,8 @@ class VoCo(Method):
         """Losses and health figures of a batch."""
         views = self.views(batch, step)
         student, teacher = self._embedded(views, step)
-        predicted = self._predicted(student, teacher)
-        losses = self._losses(student, teacher, predicted, views.overlap)
+        predicted = self.predicted(student, teacher)
+        losses = self.losses(student, teacher, predicted, views.overlap)
         return Outcome(losses, self._health(predicted.detach(), views.overlap, student))
 
     def handover(self) -> Backbone:
@@ -270,7 +270,7 @@ class VoCo(Method):
         self.eval()
         with torch.no_grad():
             views = self.views(volumes[:1], step)
-            predicted = self._predicted(*self._embedded(views, step))
+            predicted = self.predicted(*self._embedded(views, step))
         self.train(training)
         return self._panels(volumes[:1], views, predicted, self.query_boxes(1, step)[0])
 
@@ -323,7 +323,7 @@ class VoCo(Method):
         parts, _ = pack([kept[:, :queries].flatten(), kept[:, queries:].flatten()], "*")
         return parts[:, None]
 
-    def _predicted(self, student: Embedded, teacher: Embedded | None) -> Float[Tensor, "b q k"]:
+    def predicted(self, student: Embedded, teacher: Embedded | None) -> Float[Tensor, "b q k"]:
         """Predicted share of each random crop in each base."""
         if teacher is None:
             return self._similarity(student.queries, student.bases.detach())
@@ -332,7 +332,7 @@ class VoCo(Method):
             return forth
         return (forth + self._similarity(teacher.queries, student.bases)) / 2
 
-    def _losses(
+    def losses(
         self, student: Embedded, teacher: Embedded | None, predicted: Tensor, shares: Tensor
     ) -> Losses:
         variant, weight = self.config.variant, self.config.regularization_weight

@@ -308,6 +308,8 @@ def _pixels(file: Path) -> Shaped[np.ndarray, "frames rows columns"]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(file, force=True)
+            if "PixelData" not in dataset:
+                raise DataError(f"{file}: no pixels in it; was it cut off?")
             syntax = _syntax(dataset)
             if syntax.is_compressed and syntax != RLELossless and not syntax.is_deflated:
                 array = _decode(dataset, syntax)

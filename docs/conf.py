@@ -21,3 +21,23 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = "voco"
+
+
+def write_help(app) -> None:  # noqa: ANN001 (Sphinx's application)
+    """Put what ``--help`` prints beside the pages, so that the reference is never stale."""
+    from contextlib import redirect_stdout
+    from pathlib import Path
+
+    from voco.cli import COMMANDS, main
+
+    folder = Path(app.srcdir) / "api"
+    folder.mkdir(exist_ok=True)
+    for name in COMMANDS:
+        recipe = {"pretrain": ["voco-swin-b"], "finetune": ["segment-swin-b"]}.get(name, [])
+        with (folder / f"{name}.txt").open("w") as file, redirect_stdout(file):
+            main([name, *recipe, "--help"])
+
+
+def setup(app) -> None:  # noqa: ANN001 (Sphinx's application)
+    """Hook up."""
+    app.connect("builder-inited", write_help)

@@ -1,0 +1,85 @@
+"""The command line, in process: what it prints, and its exit statuses."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from voco.cli import COMMANDS, DONE, INCOMPLETE, USAGE, main
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == DONE
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in COMMANDS)
+
+
+def test_no_command_is_wrong_usage_and_shows_the_commands(capsys):
+    assert main([]) == USAGE
+    assert "prepare" in capsys.readouterr().out
+
+
+def test_a_misspelt_command_gets_the_nearest_one(capsys):
+    assert main(["pretrian"]) == USAGE
+    assert "Did you mean 'pretrain'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in {"pretrain", "finetune"}])
+def test_every_command_has_help(name, capsys):
+    assert main([name, "--help"]) == DONE
+    assert "usage: voco" in capsys.readouterr().out
+
+
+def test_help_is_light():
+    code = "import sys, voco.cli; voco.cli.main(['--help']); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "False"
+
+
+def test_a_missing_recipe_lists_those_that_come_along(capsys):
+    assert main(["pretrain"]) == USAGE
+    assert "smoke" in capsys.readouterr().err
+
+
+def test_an_unknown_recipe_gets_the_nearest_one(capsys):
+    assert main(["pretrain", "smokee"]) == USAGE
+    assert "Did you mean 'smoke'?" in capsys.readouterr().err
+
+
+def test_help_after_a_recipe_shows_its_own_settings(capsys):
+    assert main(["pretrain", "smoke", "--help"]) == DONE
+    printed = capsys.readouterr().out
+    assert "--method.variant" in printed
+    assert "(default: 30)" in printed
+
+
+def test_an_unknown_key_in_a_recipe_gets_the_nearest_one(tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        yaml.safe_dump({"method": {"name": "voco"}, "backbone": {"name": "unet"}, "step": 3})
+    )
+    assert main(["pretrain", str(recipe), "--data", "s", "--out", "o"]) == USAGE
+    assert "unknown key 'step'; did you mean 'steps'?" in capsys.readouterr().err
+
+
+def test_a_value_out_of_range_names_the_flag(capsys):
+    words = ["pretrain", "smoke", "--data", "s", "--out", "o", "--steps", "-1"]
+    assert main(words) == USAGE
+    assert "--steps: Input should be greater than 0 (got -1)" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_store_says_how_to_make_one(tmp_path, capsys):
+    words = ["pretrain", "smoke", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert main(words) == INCOMPLETE
+    printed = capsys.readouterr().err
+    assert "voco prepare" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("shard", ["3", "0/4", "5/4", "a/b"])
+def test_a_shard_out_of_range_is_wrong_usage(shard, tmp_path, capsys):
+    words = ["prepare", str(tmp_path), "--out", str(tmp_path / "s"), "--shard", shard]
+    assert main(words) == USAGE
+    assert "i/n" in capsys.readouterr().err

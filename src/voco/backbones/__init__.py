@@ -9,6 +9,15 @@ from voco.backbones.swin_unetr import SwinUNETRConfig
 from voco.backbones.unet import UNetConfig
 from voco.backbones.unetr import UNETRConfig
 
+__all__ = [
+    "BackboneSettings",
+    "ResEncUNetConfig",
+    "SwinUNETRConfig",
+    "UNETRConfig",
+    "UNetConfig",
+    "available",
+]
+
 _Kinds = SwinUNETRConfig | UNetConfig | UNETRConfig | ResEncUNetConfig
 
 BackboneSettings = Annotated[_Kinds, Field(discriminator="name")]

@@ -1,6 +1,10 @@
 """Settings of the documentation (Sphinx)."""
 
+from contextlib import redirect_stdout
+from pathlib import Path
+
 from voco import __version__
+from voco.cli import COMMANDS, main
 
 project = "voco"
 author = "the voco authors"
@@ -25,11 +29,6 @@ html_title = "voco"
 
 def write_help(app) -> None:  # noqa: ANN001 (Sphinx's application)
     """Put what ``--help`` prints beside the pages, so that the reference is never stale."""
-    from contextlib import redirect_stdout
-    from pathlib import Path
-
-    from voco.cli import COMMANDS, main
-
     folder = Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
     for name in COMMANDS:

@@ -381,6 +381,7 @@ def _evaluate(words: Words) -> int:
         *,
         out: Path,
         against: Path | None = None,
+        images: Path | None = None,
         tolerance_mm: float = 2.0,
         seed: int = 0,
         overwrite: bool = False,
@@ -392,6 +393,7 @@ def _evaluate(words: Words) -> int:
             references: Folder of masks, or a CSV of targets.
             out: Folder to write.
             against: A second folder of predictions, compared case by case with the first.
+            images: Folder of the scans, for pictures of the best, the median and the worst case.
             tolerance_mm: Distance within which two surfaces agree (NSD).
             seed: Of the bootstrap.
             overwrite: Replace what is there.
@@ -403,6 +405,7 @@ def _evaluate(words: Words) -> int:
             references,
             out,
             against=against,
+            images=images,
             tolerance_mm=tolerance_mm,
             seed=seed,
             overwrite=overwrite,
@@ -439,7 +442,7 @@ def _demo(words: Words) -> int:
         """
         from voco.demo import demo as run
 
-        print(run(out, seed, overwrite=overwrite))
+        print(run(out, _shipped(), seed, overwrite=overwrite))
         return DONE
 
     return _call(demo, words, "demo")

@@ -5,7 +5,7 @@ once. So what is held at a time is a slab as thick as a window, in float32, howe
 volume and however many the classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, product
 from typing import Literal, NamedTuple
@@ -16,6 +16,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from voco.shapes import Level, Shape3, Volumes
+from voco.tasks.classification import Classification
+from voco.tasks.segmentation import SegmentationConfig
 
 _SIGMA = 0.125
 """Standard deviation of the gaussian blending, in sides of the window (as nnU-Net has it)."""
@@ -110,9 +112,31 @@ def all_logits(
     return made
 
 
+def windows_of(config: SegmentationConfig, *, flips: bool = False) -> Windows:
+    """The windows of a segmentation; with ``flips`` mirrored along the axes that it allows."""
+    axes = tuple("xyz".index(axis) for axis in config.flip_axes) if flips else ()
+    return Windows(config.roi, config.overlap, config.blending, config.windows_per_batch, axes)
+
+
+@torch.no_grad()
+def class_probabilities(
+    task: Classification, volume: Float[Tensor, "c x y z"], *, flips: bool = False
+) -> Float[Tensor, "k"]:
+    """Probability of each class of a volume in the task's size.
+
+    Args:
+        task: In evaluation mode.
+        volume: Intensities in the network's range, of the task's size.
+        flips: Whether to average over the mirrored copies that the task allows.
+    """
+    axes = ["xyz".index(axis) for axis in task.config.flip_axes] if flips else []
+    copies = [volume[None].flip([axis + 2 for axis in subset]) for subset in _subsets(axes)]
+    return torch.stack([task.scores(copy)[0].float().softmax(0) for copy in copies]).mean(0)
+
+
 def mirrored(network: Network, volumes: Volumes, axes: tuple[int, ...]) -> Level:
     """What a network says of volumes, averaged over all mirrored copies (axis 0 is x)."""
-    subsets = list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
+    subsets = _subsets(axes)
     total = network(volumes).float()
     for subset in subsets[1:]:
         dims = [axis + 2 for axis in subset]
@@ -160,6 +184,11 @@ def _slabs(
         done = end - x
         yield slice(x, end), sums[:, :done] / norms[:done]
         sums, norms = _moved(sums, 1, done), _moved(norms, 0, done)
+
+
+def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """All ways to mirror, none first."""
+    return list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
 
 
 def _moved(buffer: Tensor, axis: int, by: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from voco.data.intensity import Intensity, apply
 from voco.data.labelled import Labelled
 from voco.data.resampling import resized
+from voco.data.store import Case
 from voco.draws import mixed_seed
 from voco.errors import ConfigError, DataError
 from voco.shapes import Crops, Shape3, Volumes
@@ -122,8 +123,8 @@ class CropDataset(Dataset[Sample]):
         one = case_at(self.cases, self.seed, number)
         rng = np.random.default_rng(mixed_seed(self.seed, _CROP, number))
         starts = [self._start(one, rng) for _ in range(self.crops)]
-        gain, bias = scaling(one, self.intensity)
-        pads = lowest(one)
+        gain, bias = scaling(one.case, self.intensity)
+        pads = lowest(one.case)
         images = [read_padded(one, start, self.roi, pads) for start in starts]
         labels = [read_classes(one, start, self.roi, self.values) for start in starts]
         return Sample(
@@ -175,9 +176,9 @@ class VolumeDataset(Dataset[Sample]):
         """One volume."""
         one = case_at(self.cases, self.seed, number)
         assert one.case.target is not None
-        stored = fitted(one.store.read(one.case.id), self.size, self.fit, lowest(one))
+        stored = fitted(one.store.read(one.case.id), self.size, self.fit, lowest(one.case))
         truth = torch.tensor(self.targets.index(one.case.target))
-        return Sample(torch.from_numpy(stored), truth, *scaling(one, self.intensity))
+        return Sample(torch.from_numpy(stored), truth, *scaling(one.case, self.intensity))
 
 
 def patch_batches(dataset: CropDataset, feed: Feed, device: torch.device) -> Iterator[Patches]:
@@ -205,15 +206,14 @@ def case_at(cases: Sequence[Labelled], seed: int, number: int) -> Labelled:
     return cases[int(rng.permutation(len(cases))[place])]
 
 
-def scaling(one: Labelled, intensity: Intensity) -> tuple[Tensor, Tensor]:
+def scaling(case: Case, intensity: Intensity) -> tuple[Tensor, Tensor]:
     """Gain and bias of each channel of a case, float32."""
-    ramp = intensity.ramp(one.case)
+    ramp = intensity.ramp(case)
     return torch.tensor(ramp.gain), torch.tensor(ramp.bias)
 
 
-def lowest(one: Labelled) -> Int16[np.ndarray, "c"]:
+def lowest(case: Case) -> Int16[np.ndarray, "c"]:
     """The smallest stored value of each channel: what padding is filled with."""
-    case = one.case
     units = np.array([statistics.minimum for statistics in case.statistics])
     return np.rint((units - case.offset) / case.scale).clip(-32768, 32767).astype(np.int16)
 

@@ -1,0 +1,351 @@
+"""Labelled scans and weights to a network that segments or classifies."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from voco.backbone import Part
+from voco.data.labelled import (
+    Labelled,
+    Split,
+    label_classes,
+    labelled_cases,
+    split_cases,
+    target_classes,
+)
+from voco.data.patches import CropDataset, Feed, VolumeDataset, patch_batches, volume_batches
+from voco.data.store import Store, write_atomically
+from voco.engine.launch import launch
+from voco.engine.loop import Record
+from voco.engine.optimizer import build_optimizer
+from voco.engine.run import Run, first_does, open_run
+from voco.engine.session import train
+from voco.errors import ConfigError, StoreError
+from voco.evaluation.tables import Score, number_text, read_rows, write_rows
+from voco.recipes import FinetuneConfig
+from voco.tasks.classification import Classification, ClassificationConfig
+from voco.tasks.segmentation import Segmentation, SegmentationConfig
+from voco.validation import figures, score_cases, summarise
+from voco.weights import (
+    WEIGHTS_FILE,
+    Accounting,
+    TrainingData,
+    export,
+    read_handover,
+    transfer,
+)
+from voco.weights.handover import handover_file
+
+_COLUMNS = ("step", "case", "structure", "metric", "value")
+"""Of ``validation.csv``."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is learnt from which cases.
+
+    Attributes:
+        stores: Where the cases are.
+        split: Which cases are learnt from, held out, and left alone.
+        classes: For segmentation label values and names, in the order of the classes; for
+            classification class numbers and targets.
+        targets: The targets in the order of the classes; empty for segmentation.
+    """
+
+    stores: tuple[Store, ...]
+    split: Split
+    classes: dict[int, str]
+    targets: tuple[int | str, ...] = ()
+
+
+def finetune(
+    config: FinetuneConfig,
+    data: Sequence[Path],
+    weights: Path | None,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Train a network for a task, from weights or from scratch under the very same conditions.
+
+    The result is always the network of the last step: none is picked by how well it does on the
+    cases that are reported.
+
+    Args:
+        config: The recipe.
+        data: Stores with labelled cases.
+        weights: A run folder or a weight file; ``None`` trains from scratch.
+        out: The run folder.
+        resume: Go on from the last checkpoint.
+        overwrite: Remove a run that lies there.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: If recipe and data do not fit together.
+        StoreError: If a store has no usable labels.
+        WeightsError: If the weights do not fit the network.
+        UsageError: If the run folder may not be written.
+    """
+    job = find_job(config, data)
+    fabric = launch(config.precision)
+    facts = {"stores": [store.digest for store in job.stores], "weights": _digest(weights)}
+    run = open_run(fabric, out, config, facts, resume=resume, overwrite=overwrite)
+    if run.finished:
+        return out
+    task = build_task(config, job)
+    accounting = None
+    if weights is not None:
+        accounting = transfer(task.backbone, weights, expected_share=config.expected_share)
+    first_does(fabric, lambda: _write_notes(run, config, job, weights, accounting))
+    encoder = tuple(f"backbone.network.{prefix}" for prefix in task.backbone.encoder_prefixes)
+    if config.encoder_lr_share == 0:
+        for name, parameter in task.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and not name.startswith(encoder))
+    optimizer = build_optimizer(
+        config.optimizer,
+        task,
+        share=lambda name: config.encoder_lr_share if name.startswith(encoder) else 1.0,
+        fused=config.precision != "fp16-mixed",
+    )
+    train(
+        fabric,
+        run,
+        task,
+        optimizer,
+        lambda done: _batches(config, job, fabric, done),
+        config,
+        what="fine-tune",
+        hooks=(lambda record: _look(fabric, task, config, job, record, out),),
+    )
+    first_does(fabric, lambda: _hand_over(config, job, task, out))
+    return out
+
+
+def find_job(config: FinetuneConfig, data: Sequence[Path]) -> Job:
+    """Classes and cases of a run; reads no voxels.
+
+    Raises:
+        ConfigError: If recipe and data do not fit together.
+        StoreError: If the stores were prepared differently, or have no usable labels.
+    """
+    stores = tuple(Store(path) for path in data)
+    for store in stores[1:]:
+        if store.preprocessing != stores[0].preprocessing:
+            raise StoreError(
+                f"{stores[0].path} was prepared with {stores[0].preprocessing!r}, {store.path} "
+                f"with {store.preprocessing!r}. Prepare both alike."
+            )
+    segments = isinstance(config.task, SegmentationConfig)
+    cases = labelled_cases(stores, "label" if segments else "target")
+    split = split_cases(
+        cases,
+        validation=config.validation,
+        split_seed=config.split_seed,
+        labels=config.labels,
+        labels_seed=config.seed if config.labels_seed is None else config.labels_seed,
+    )
+    _check_channels(config, (*split.train, *split.validation))
+    if segments:
+        return Job(stores, split, label_classes(cases))
+    targets = target_classes(cases)
+    return Job(stores, split, dict(enumerate(map(str, targets))), targets)
+
+
+def build_task(config: FinetuneConfig, job: Job) -> Segmentation | Classification:
+    """The task with random weights that depend on the seed alone: the same in both arms.
+
+    Raises:
+        ConfigError: If the backbone does not fit the task.
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(config.seed)
+        if isinstance(config.task, SegmentationConfig):
+            return config.task.build(config.backbone.build(len(job.classes)))
+        return config.task.build(config.backbone.build(), len(job.classes))
+
+
+def _batches(config: FinetuneConfig, job: Job, fabric: Fabric, done: int) -> Iterator[Any]:
+    """Micro-batches from a step on."""
+    feed = Feed(
+        batch_size=config.batch_size,
+        accumulate=config.optimizer.accumulate,
+        start=done,
+        stop=config.steps,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        workers=config.workers,
+    )
+    task, cases = config.task, job.split.train
+    if isinstance(task, ClassificationConfig):
+        volumes = VolumeDataset(
+            cases, job.targets, task.size, task.fit, config.intensity, config.seed
+        )
+        return volume_batches(volumes, feed, fabric.device)
+    crops = CropDataset(
+        cases,
+        tuple(job.classes),
+        task.roi,
+        task.crops_per_volume,
+        task.positive_share,
+        config.intensity,
+        config.seed,
+    )
+    return patch_batches(crops, feed, fabric.device)
+
+
+def _look(
+    fabric: Fabric,
+    task: Segmentation | Classification,
+    config: FinetuneConfig,
+    job: Job,
+    record: Record,
+    out: Path,
+) -> None:
+    """A hook: look at the held-out cases, if it is time to."""
+    cases = job.split.validation
+    if not cases or not record.due(config.validate_every):
+        return
+    record.ledger.settle()
+    mine = cases[fabric.global_rank :: fabric.world_size]
+    with fabric.autocast():
+        scores = score_cases(task, mine, job.classes, config.intensity, fabric.device)
+    scores = _gathered(fabric, scores)
+    scores += summarise(scores, cases, job.classes)
+    record.figures["validation"] = figures(scores)
+    first_does(fabric, lambda: _note(out / "validation.csv", record.done, scores))
+
+
+def _gathered(fabric: Fabric, scores: list[Score]) -> list[Score]:
+    """The scores of all processes, in the same order in each."""
+    if fabric.world_size == 1:
+        return scores
+    parts: list[list[Score]] = [[] for _ in range(fabric.world_size)]
+    torch.distributed.all_gather_object(parts, scores)
+    return [score for part in parts for score in part]
+
+
+def _note(file: Path, step: int, scores: Sequence[Score]) -> None:
+    """Add the scores of a step to the table; those of later steps are of an interrupted past."""
+    old = read_rows(file, _COLUMNS) if file.exists() else []
+    kept = [[row[name] for name in _COLUMNS] for row in old if int(row["step"]) < step]
+    new = [[step, *score[:3], number_text(score.value)] for score in scores]
+    write_rows(file, _COLUMNS, [*kept, *new])
+
+
+def _hand_over(
+    config: FinetuneConfig, job: Job, task: Segmentation | Classification, out: Path
+) -> None:
+    parts: tuple[Part, ...] = ("encoder", "decoder", "head")
+    tensors = None
+    if isinstance(task, Classification):
+        parts = ("encoder",)
+        tensors = {f"classifier.{name}": t for name, t in task.classifier.state_dict().items()}
+    train = job.split.train
+    export(
+        out,
+        task.backbone,
+        kind=config.task.name,
+        trained=parts,
+        step=config.steps,
+        seed=config.seed,
+        preprocessing=job.stores[0].preprocessing,
+        intensity=config.intensity,
+        task=config.task.model_dump(mode="json"),
+        channels=train[0].case.channels,
+        modalities=tuple(sorted({one.case.modality for one in train})),
+        classes=job.classes,
+        data=tuple(
+            TrainingData(digest=store.digest, cases=sum(one.store is store for one in train))
+            for store in job.stores
+        ),
+        task_tensors=tensors,
+    )
+
+
+def _write_notes(
+    run: Run,
+    config: FinetuneConfig,
+    job: Job,
+    weights: Path | None,
+    accounting: Accounting | None,
+) -> None:
+    """``cases.json`` and ``weights.json``, and the warnings on the screen."""
+    parts = job.split._asdict().items()
+    cases = {name: [one.case.id for one in part] for name, part in parts}
+    warnings = [*_doubts(config, job), *_differences(config, job, weights)]
+    said = str(accounting) if accounting else "none: trained from scratch"
+    about = {
+        "weights": None if weights is None else str(weights),
+        "sha256": _digest(weights),
+        "summary": said,
+        "accounting": None if accounting is None else asdict(accounting),
+        "warnings": warnings,
+    }
+    for name, content in (("cases.json", cases), ("weights.json", about)):
+        write_atomically(run.path / name, json.dumps(content, indent=2).encode())
+    counts = f"{len(job.split.train)} cases to learn from, {len(job.split.validation)} held out"
+    for line in (counts, f"weights: {said}", *(f"warning: {text}" for text in warnings)):
+        print(f"voco: {line}", file=sys.stderr)  # noqa: T201
+
+
+def _doubts(config: FinetuneConfig, job: Job) -> Iterator[str]:
+    """What is allowed, but seldom meant."""
+    if job.targets:
+        return
+    seen = {value for one in job.split.train for value in one.case.class_voxels}
+    unseen = [name for value, name in job.classes.items() if value not in seen]
+    if unseen:
+        yield f"no case to learn from shows {', '.join(unseen)}"
+    task = config.task
+    names = " ".join(job.classes.values()).lower()
+    sided = "left" in names and "right" in names
+    if isinstance(task, SegmentationConfig) and sided and task.flip_probability:
+        if "x" in task.flip_axes:
+            yield "crops are mirrored from left to right, but some classes have a side"
+        elif task.flip_axes and task.turn_probability:
+            yield "crops are mirrored and turned, which mixes sides, but some classes have a side"
+
+
+def _differences(config: FinetuneConfig, job: Job, weights: Path | None) -> Iterator[str]:
+    """Where the weights saw other images than this run shows them."""
+    if weights is None or handover_file(weights) is None:
+        return
+    theirs, store = read_handover(weights), job.stores[0]
+    pairs = (
+        ("preprocessing", theirs.preprocessing, store.preprocessing),
+        ("intensity", theirs.intensity, config.intensity),
+    )
+    for what, before, now in pairs:
+        if before != now:
+            yield f"the weights were trained with the {what} {before!r}, this run has {now!r}"
+
+
+def _check_channels(config: FinetuneConfig, cases: Sequence[Labelled]) -> None:
+    for one in cases:
+        count = len(one.case.channels)
+        if count != config.backbone.in_channels:
+            raise ConfigError(
+                f"case '{one.case.id}' has {count} channels {one.case.channels}, but "
+                f"backbone.in_channels is {config.backbone.in_channels}. Set it to {count}, or "
+                "use other data."
+            )
+
+
+def _digest(weights: Path | None) -> str | None:
+    if weights is None:
+        return None
+    file = weights / WEIGHTS_FILE if weights.is_dir() else weights
+    if not file.is_file():
+        return None  # said properly when the weights are read
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -51,7 +51,7 @@ def phantom(
     Raises:
         UsageError: If ``out`` holds something, or a number is out of range.
     """
-    _check(cases, spacing_mm, workers)
+    _check(cases, seed, spacing_mm, workers)
     out = Path(out)
     _make_room(out, overwrite=overwrite)
     for folder in ("imagesTr", "labelsTr"):
@@ -64,9 +64,11 @@ def phantom(
     return out
 
 
-def _check(cases: int, spacing_mm: float, workers: int) -> None:
+def _check(cases: int, seed: int, spacing_mm: float, workers: int) -> None:
     if cases < 1:
         raise UsageError(f"cases = {cases}: must be at least 1.")
+    if seed < 0:
+        raise UsageError(f"seed = {seed}: must be at least 0.")
     if not 0.5 <= spacing_mm <= 20:
         raise UsageError(f"spacing_mm = {spacing_mm}: must be from 0.5 to 20 (mm).")
     if workers < 1 and workers != -1:

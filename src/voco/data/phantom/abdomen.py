@@ -13,6 +13,7 @@ from voco.data.phantom.shapes import (
     Grown,
     HalfSpace,
     Intersection,
+    Number,
     Outside,
     Point,
     Shape,
@@ -23,7 +24,7 @@ from voco.data.phantom.shapes import (
 from voco.data.phantom.wall import FAT
 
 
-def _near(rng: np.random.Generator, centre: Point, spread_mm: float) -> Point:
+def _near(rng: np.random.Generator, centre: Point, spread_mm: Number) -> Point:
     x, y, z = np.asarray(centre) + rng.normal(0, spread_mm, 3)
     return (float(x), float(y), float(z))
 
@@ -210,5 +211,5 @@ def paint_visceral_arteries(canvas: Canvas, frame: Frame) -> None:
         canvas.paint(smooth_tube(path, 3.0), blood)
 
 
-def _points(rows: tuple[tuple[float, float, float], ...]) -> list[Point]:
+def _points(rows: tuple[Point, ...]) -> list[Point]:
     return [(float(x), float(y), float(z)) for x, y, z in rows]

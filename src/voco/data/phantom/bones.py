@@ -16,6 +16,7 @@ from voco.data.phantom.shapes import (
     Grown,
     HalfSpace,
     Intersection,
+    Number,
     Outside,
     Point,
     Points,
@@ -34,7 +35,7 @@ class Bone:
     cortex: Filling
     marrow: Filling
 
-    def paint(self, canvas: Canvas, shape: Shape, shell_mm: float, label: int | None) -> None:
+    def paint(self, canvas: Canvas, shape: Shape, shell_mm: Number, label: int | None) -> None:
         """A solid with a hard shell and softer marrow."""
         canvas.paint(shape, self.cortex, label)
         canvas.paint(Grown(shape, -shell_mm), self.marrow)
@@ -108,7 +109,7 @@ def paint_spine(canvas: Canvas, frame: Frame, bone: Bone) -> None:
     canvas.paint(tube(canal, 6.5), mottled(28, fine=4))
 
 
-def _slab(vertebra: Vertebra, low: float, high: float, wider: float) -> Shape:
+def _slab(vertebra: Vertebra, low: Number, high: Number, wider: Number) -> Shape:
     """An upright elliptic cylinder between two heights, tilted with the spine."""
     width, depth = vertebra.half_width + wider, vertebra.half_depth + wider
     middle = (low + high) / 2
@@ -170,7 +171,7 @@ def rib_path(frame: Frame, number: int, side: int) -> list[Point]:
     return points
 
 
-def _on_cage(frame: Frame, side: int, degrees: float, z: float, outwards: float) -> Point:
+def _on_cage(frame: Frame, side: int, degrees: Number, z: Number, outwards: Number) -> Point:
     """A point on the rib cage: degrees from straight behind, through the flank, to the front."""
     heights = np.asarray([min(max(z, 130.0), 446.0)], np.float32)
     half, centre, depth = (float(part[0]) for part in frame.cavity.section(heights))
@@ -204,7 +205,7 @@ def _sternal_end(frame: Frame, number: int, side: int, end: Point) -> list[Point
     return [end, middle, stop]
 
 
-def _sternum_y(frame: Frame, z: float) -> float:
+def _sternum_y(frame: Frame, z: Number) -> float:
     _, centre, depth = (float(p[0]) for p in frame.cavity.section(np.asarray([z], np.float32)))
     return centre + depth + 6
 
@@ -272,7 +273,7 @@ def paint_pelvis(canvas: Canvas, frame: Frame, bone: Bone) -> None:
 
 
 def _paint_hip(canvas: Canvas, bone: Bone, side: int) -> None:
-    def beside(x: float, y: float, z: float) -> Point:
+    def beside(x: Number, y: Number, z: Number) -> Point:
         return (side * x, y, z)
 
     notches = (

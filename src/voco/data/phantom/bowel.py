@@ -14,6 +14,7 @@ from voco.data.phantom.shapes import (
     Ellipsoid,
     Grown,
     Intersection,
+    Number,
     Outside,
     Point,
     Union,
@@ -57,7 +58,7 @@ def paint_small_bowel(canvas: Canvas, frame: Frame, rng: np.random.Generator) ->
 
 
 def _paint_loop(
-    canvas: Canvas, frame: Frame, path: list[Point], radius: float, wall: float, filling: Filling
+    canvas: Canvas, frame: Frame, path: list[Point], radius: Number, wall: Number, filling: Filling
 ) -> None:
     loop = tube(path, radius)
     canvas.paint(loop, mottled(wall, fine=5), within=frame.abdomen)

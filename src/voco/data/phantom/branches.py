@@ -3,12 +3,12 @@
 import numpy as np
 from jaxtyping import Float64
 
-from voco.data.phantom.shapes import Capsule, Point, Shape, Union
+from voco.data.phantom.shapes import Capsule, Number, Point, Shape, Union
 
 Places = Float64[np.ndarray, "_ 3"]
 
 
-def places_inside(shape: Shape, count: int, margin_mm: float, rng: np.random.Generator) -> Places:
+def places_inside(shape: Shape, count: int, margin_mm: Number, rng: np.random.Generator) -> Places:
     """Random points at least a margin inside a solid; fewer than asked for where room is small."""
     low, high = shape.bounds
     tried = rng.uniform(low, high, (count * 12, 3))
@@ -16,7 +16,9 @@ def places_inside(shape: Shape, count: int, margin_mm: float, rng: np.random.Gen
     return tried[shape.distance(at)[:, 0, 0] < -margin_mm][:count]
 
 
-def vessel_tree(root: Point, places: Places, tip_radius: float, root_radius: float) -> Union | None:
+def vessel_tree(
+    root: Point, places: Places, tip_radius: Number, root_radius: Number
+) -> Union | None:
     """A tree from a root to all places, thicker where it feeds more of them (Murray's law).
 
     Each place, nearest to the root first, is joined to the point of the tree that keeps both the
@@ -45,7 +47,7 @@ def vessel_tree(root: Point, places: Places, tip_radius: float, root_radius: flo
 
 
 def winding_path(
-    room: Shape, start: Point, count: int, step_mm: float, rng: np.random.Generator
+    room: Shape, start: Point, count: int, step_mm: Number, rng: np.random.Generator
 ) -> list[Point]:
     """A path that winds through a solid, keeping away from itself."""
     path = [np.asarray(start, float)]

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from scipy.ndimage import gaussian_filter
 
-from voco.data.phantom.shapes import Bounds, Distances, Points, Shape
+from voco.data.phantom.shapes import Bounds, Distances, Number, Points, Shape
 from voco.shapes import Shape3
 
 Box = tuple[slice, slice, slice]
@@ -32,16 +32,16 @@ class Patch(NamedTuple):
     """Smooth noise of some 15 mm, mean 0, standard deviation 1."""
 
 
-Filling = float | Callable[[Patch], Float32[np.ndarray, "x y z"]]
+Filling = Number | Callable[[Patch], Float32[np.ndarray, "x y z"]]
 """HU of a tissue: one number, or a function of the place."""
 
 
-def mottled(mean: float, fine: float = 0.0, coarse: float = 0.0) -> Filling:
+def mottled(mean: Number, fine: Number = 0.0, coarse: Number = 0.0) -> Filling:
     """A tissue of a mean HU with texture of two sizes (standard deviations in HU)."""
     return lambda patch: (mean + fine * patch.fine + coarse * patch.coarse).astype(np.float32)
 
 
-def layered(level_mm: float, above: float, below: Filling) -> Filling:
+def layered(level_mm: Number, above: Number, below: Filling) -> Filling:
     """Gas (or lighter fluid) above a level, a fluid below it."""
 
     def fill(patch: Patch) -> Float32[np.ndarray, "x y z"]:
@@ -96,7 +96,7 @@ class Canvas:
         *,
         over: tuple[int, ...] | None = None,
         within: Shape | None = None,
-        inset_mm: float = 0.0,
+        inset_mm: Number = 0.0,
     ) -> None:
         """Cover what is there with a solid.
 

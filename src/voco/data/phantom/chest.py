@@ -15,6 +15,7 @@ from voco.data.phantom.shapes import (
     Ellipsoid,
     Grown,
     Intersection,
+    Number,
     Point,
     Points,
     Shape,
@@ -92,7 +93,9 @@ def _paint_heart(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None
     wall = mottled(hu["heart_muscle"], fine=4)
     left, right = mottled(hu["left_heart"], fine=5), mottled(hu["right_heart"], fine=7)
 
-    def chamber(x: float, y: float, z: float, radii: Point, turn: Point = (0, 0, 0)) -> Ellipsoid:
+    def chamber(
+        x: Number, y: Number, z: Number, radii: Point, turn: Point = (0, 0, 0)
+    ) -> Ellipsoid:
         middle = np.asarray((-20.0, 14.0, 318.0))
         centre = middle - (0, 6, 0) + size * (np.asarray((x, y, z)) - middle) + (0, 0, rise)
         scaled = (size * radii[0], size * radii[1], size * radii[2])
@@ -146,7 +149,7 @@ def paint_aorta(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
         canvas.paint(smooth_tube(iliac, (7, 6, 5.5, 5, 5, 4.5)), blood)
 
 
-def _calcified(patch: Patch, blood: float) -> Float32[np.ndarray, "x y z"]:
+def _calcified(patch: Patch, blood: Number) -> Float32[np.ndarray, "x y z"]:
     return np.where(patch.coarse > 1.1, np.float32(750), np.float32(blood * 0.5 + 25))
 
 

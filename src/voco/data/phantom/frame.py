@@ -12,7 +12,16 @@ from jaxtyping import Float32, Float64
 from scipy.interpolate import PchipInterpolator
 
 from voco.data.phantom.patient import Patient
-from voco.data.phantom.shapes import Below, Column, Grown, Intersection, Outside, Point, Shape
+from voco.data.phantom.shapes import (
+    Below,
+    Column,
+    Grown,
+    Intersection,
+    Number,
+    Outside,
+    Point,
+    Shape,
+)
 
 VERTEBRA_HEIGHTS_MM = (
     *(36.5, 36.5, 36.5, 35.5, 35.0),  # L5 to L1
@@ -84,11 +93,11 @@ class Frame:
         above = Grown(Outside(self.below_diaphragm), -1.5)
         return Intersection((Grown(self.cavity, -0.5), above))
 
-    def spine_y(self, z: float) -> float:
+    def spine_y(self, z: Number) -> float:
         """The y of the middle of the vertebral bodies at a height."""
         return float(np.interp(z, *_spine_curve()))
 
-    def before_spine(self, x: float, z: float, forwards_mm: float = 0.0) -> Point:
+    def before_spine(self, x: Number, z: Number, forwards_mm: Number = 0.0) -> Point:
         """A point in front of the vertebral bodies."""
         half_depth = float(np.interp(z, (0, 180, 460), (17.5, 16, 10)))
         return (x, self.spine_y(z) + half_depth + forwards_mm, z)
@@ -104,7 +113,7 @@ class Frame:
         return (self.patient.fat_mm * share * forwards + 2).astype(np.float32)
 
     def _with_belly(
-        self, profile: tuple[tuple[float, float, float, float], ...]
+        self, profile: tuple[tuple[Number, Number, Number, Number], ...]
     ) -> tuple[tuple[float, float, float, float], ...]:
         rows = []
         for z, half, front, back in profile:

@@ -21,7 +21,10 @@ Points = Float32[np.ndarray, "3 x y z"]
 Distances = Float32[np.ndarray, "x y z"]
 """Millimetres to a surface, negative inside."""
 
-Point = tuple[float, float, float]
+Number = float | int
+"""A length or an angle; measures of the anatomy read better as whole numbers."""
+
+Point = tuple[Number, Number, Number]
 """Right, anterior, superior (mm)."""
 
 Bounds = Float[np.ndarray, "2 3"]
@@ -122,8 +125,8 @@ class Capsule(Shape):
 
     start: Point
     stop: Point
-    start_radius: float
-    stop_radius: float
+    start_radius: Number
+    stop_radius: Number
 
     @property
     def bounds(self) -> Bounds:
@@ -150,7 +153,7 @@ class Union(Shape):
     """Several solids as one."""
 
     members: tuple[Shape, ...]
-    blend_mm: float = 0.0
+    blend_mm: Number = 0.0
     """Width over which the seam between two members is rounded."""
 
     @property
@@ -175,7 +178,7 @@ class Union(Shape):
                 yield from member.parts()
 
 
-def _blended(one: Distances, other: Distances, width: float) -> Distances:
+def _blended(one: Distances, other: Distances, width: Number) -> Distances:
     """The smaller of two distances, as a polynomial where they are close (Quilez, 2013)."""
     if width <= 0:
         return np.minimum(one, other)
@@ -224,7 +227,7 @@ class Grown(Shape):
     """A solid grown (or, below zero, shrunk) on all sides."""
 
     solid: Shape
-    by_mm: float
+    by_mm: Number
 
     @property
     def bounds(self) -> Bounds:
@@ -271,7 +274,7 @@ class Column(Shape):
     Rows of ``profile`` are height, half width, anterior end, posterior end (mm), from below.
     """
 
-    profile: tuple[tuple[float, float, float, float], ...]
+    profile: tuple[tuple[Number, Number, Number, Number], ...]
     exponent: float = 2.4
     closed: bool = True
     """Whether it ends with the first and the last row, or goes on for ever."""
@@ -345,7 +348,7 @@ class Below(Shape):
         return (at[2] - self.heights.take(entry)) * self._steepness.take(entry)
 
 
-def tube(points: Sequence[Point], radii: Sequence[float] | float) -> Union:
+def tube(points: Sequence[Point], radii: Sequence[Number] | Number) -> Union:
     """A bent tube through points, with a radius at each (or one for all)."""
     if isinstance(radii, float | int):
         radii = [float(radii)] * len(points)
@@ -363,7 +366,7 @@ def smooth_path(points: Sequence[Point], count: int) -> list[Point]:
 
 
 def smooth_tube(
-    points: Sequence[Point], radii: Sequence[float] | float, count: int | None = None
+    points: Sequence[Point], radii: Sequence[Number] | Number, count: int | None = None
 ) -> Union:
     """A smoothly bent tube through points; radii are interpolated between them."""
     count = count or 3 * len(points)

@@ -13,6 +13,7 @@ from voco.data.phantom.shapes import (
     Ellipsoid,
     Grown,
     Intersection,
+    Number,
     Outside,
     Points,
     Shape,
@@ -24,7 +25,7 @@ FAT = mottled(-104, fine=6, coarse=4)
 """Fat everywhere in the body."""
 
 
-def muscle(hu: float) -> Filling:
+def muscle(hu: Number) -> Filling:
     """Muscle with some fat between its fibres."""
 
     def fill(patch: Patch) -> Float32[np.ndarray, "x y z"]:
@@ -98,7 +99,7 @@ def paint_fat_planes(canvas: Canvas, frame: Frame) -> None:
         canvas.paint(Ellipsoid((side * 34, -62, -136), (17, 30, 26)), FAT)
 
 
-def _shell(shape: Shape, half_mm: float) -> Shape:
+def _shell(shape: Shape, half_mm: Number) -> Shape:
     return Intersection((Grown(shape, half_mm), Outside(Grown(shape, -half_mm))))
 
 

@@ -9,6 +9,7 @@ from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
+from voco.engine.allocator import keep_freed_pages
 from voco.engine.settings import Precision as PrecisionName
 
 
@@ -29,6 +30,8 @@ def launch(precision: PrecisionName = "float32") -> Fabric:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     world = int(os.environ.get("WORLD_SIZE", "1"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device == "cpu":
+        keep_freed_pages()
     several = TorchElasticEnvironment.detect() and world > 1
     fabric = Fabric(
         accelerator=device,

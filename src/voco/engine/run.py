@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 
 from voco.config import read_yaml, to_yaml
 from voco.data.store import write_atomically
+from voco.engine.allocator import keep_freed_pages
 from voco.engine.settings import TrainingConfig
 from voco.errors import ConfigError, UsageError, VocoError
 
@@ -149,7 +150,10 @@ def _open(
         raise UsageError(f"{path}: is a file; a folder is needed.")
     if is_run and resume:
         _compare(path, config, facts)
-        _note_resumption(path, fabric)
+        if (path / "handover.json").exists():
+            print(f"voco: {path} is finished; nothing to do.", file=sys.stderr)  # noqa: T201
+        else:
+            _note_resumption(path, fabric)
         return True
     if is_run and not overwrite:
         raise UsageError(
@@ -227,6 +231,7 @@ def environment_of(fabric: Fabric) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(fabric.device) if on_gpu else _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "keeps_freed_pages": not on_gpu and keep_freed_pages(),
     }
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from voco.config import Config
 from voco.data.intensity import Intensity, ModalityIntensity
@@ -35,3 +35,12 @@ class TrainingConfig(Config):
     """How many of the last checkpoints stay on disk."""
     validate_every: NonNegativeInt = 0
     """Steps between two looks at held-out cases; 0 looks at the end only."""
+
+    @model_validator(mode="after")
+    def _batch_can_be_split(self) -> "TrainingConfig":
+        if self.batch_size % self.optimizer.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of optimizer.accumulate "
+                f"{self.optimizer.accumulate}, the number of micro-batches that it is split into"
+            )
+        return self

@@ -1,0 +1,270 @@
+"""A recipe and stores to pre-trained weights."""
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from voco.backbone import Part
+from voco.data.selection import Entry, Split, split_cases
+from voco.data.store import Store
+from voco.data.windows import Share, Windows, window_batches
+from voco.draws import Draws, mixed_seed
+from voco.engine.launch import launch
+from voco.engine.loop import Record
+from voco.engine.optimizer import build_optimizer
+from voco.engine.run import first_does, open_run
+from voco.engine.session import train
+from voco.errors import ConfigError, StoreError
+from voco.method import Method
+from voco.recipes import PretrainConfig
+from voco.shapes import Volumes
+from voco.task import Step
+from voco.weights import WEIGHTS_FILE, TrainingData, export, transfer
+
+_LOOK = 0x60
+_MOST_LOOKED_AT = 32
+"""Windows of held-out cases that are looked at."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and where.
+
+    Attributes:
+        config: The recipe.
+        fabric: Launched.
+        stores: Opened stores.
+        split: Cases to train on, and cases to look at.
+        method: On the device.
+        out: The run folder.
+    """
+
+    config: PretrainConfig
+    fabric: Fabric
+    stores: tuple[Store, ...]
+    split: Split
+    method: Method
+    out: Path
+
+    def windows(self, entries: Sequence[Entry], seed: int, share: Share) -> Windows:
+        """Windows of some of the cases."""
+        config = self.config
+        return Windows(
+            self.stores,
+            entries,
+            config.windows,
+            self.method.window,
+            config.intensity,
+            seed,
+            share,
+        )
+
+
+def pretrain(
+    config: PretrainConfig,
+    data: Sequence[Path],
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    weights: Path | None = None,
+) -> Path:
+    """Pre-train a network on unlabelled scans.
+
+    A run that was killed at any moment and resumed ends with the same weights and the same log,
+    bit by bit, as one that was never stopped (on one kind of CPU, with the same number of
+    threads).
+
+    Args:
+        config: The recipe.
+        data: Stores.
+        out: The run folder.
+        resume: Go on from the last checkpoint; start, if there is no run yet.
+        overwrite: Remove a run that lies there.
+        weights: Start from the backbone of this run or weight file.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: If recipe and data do not fit together.
+        StoreError: If a store is missing or damaged, or has no case to train on.
+        WeightsError: If the weights do not fit the backbone.
+        UsageError: If the run folder may not be written.
+        TrainingError: If a loss or a gradient is not finite.
+        Interrupted: After SIGTERM or Ctrl-C, with a checkpoint written.
+    """
+    stores = tuple(Store(path) for path in data)
+    split = find_cases(config, stores)
+    method = build_method(config, weights)
+    fabric = launch(config.precision)
+    facts = {"stores": [store.digest for store in stores], "weights": _digest(weights)}
+    run = open_run(fabric, out, config, facts, resume=resume, overwrite=overwrite)
+    if run.finished:
+        return out
+    job = Job(config, fabric, stores, split, method.to(fabric.device), out)
+    first_does(fabric, lambda: _draw_views(job))
+    optimizer = build_optimizer(config.optimizer, method, fused=config.precision != "fp16-mixed")
+    train(
+        fabric,
+        run,
+        method,
+        optimizer,
+        lambda done: _batches(job, done),
+        config,
+        what="pre-train",
+        hooks=(lambda record: _look(job, record),),
+    )
+    first_does(fabric, lambda: _finish(job))
+    return out
+
+
+def find_cases(config: PretrainConfig, stores: Sequence[Store]) -> Split:
+    """Cases to train on and cases to look at; reads no voxels.
+
+    Raises:
+        ConfigError: If the network takes another number of channels.
+        StoreError: If the stores were prepared differently, or nothing is left to train on.
+    """
+    for store in stores[1:]:
+        if store.preprocessing != stores[0].preprocessing:
+            raise StoreError(
+                f"{stores[0].path} was prepared with {stores[0].preprocessing!r}, {store.path} "
+                f"with {store.preprocessing!r}. Prepare both alike."
+            )
+    split = split_cases(stores, config.holdout, config.seed)
+    entry = split.train[0]
+    channels = entry.case.channels
+    if len(channels) != config.backbone.in_channels:
+        raise ConfigError(
+            f"backbone.in_channels is {config.backbone.in_channels}, and the cases of "
+            f"{stores[entry.store].path} have {len(channels)} ({', '.join(channels)}). "
+            f"Set backbone.in_channels to {len(channels)}."
+        )
+    return split
+
+
+def build_method(config: PretrainConfig, weights: Path | None = None) -> Method:
+    """The method around its backbone; random weights depend on the seed alone.
+
+    Raises:
+        ConfigError: If the backbone does not fit the method.
+        WeightsError: If the weights do not fit the backbone.
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(config.seed)
+        backbone = config.backbone.build()
+        if weights is not None:
+            accounting = transfer(backbone, weights)
+            print(f"voco: from {weights}: {accounting}", file=sys.stderr)  # noqa: T201
+        return config.method.build(backbone)
+
+
+def _batches(job: Job, done: int) -> Iterator[Volumes]:
+    """Micro-batches from a step on."""
+    config, fabric = job.config, job.fabric
+    accumulate = config.optimizer.accumulate
+    share = Share(config.batch_size, accumulate, fabric.global_rank, fabric.world_size)
+    windows = job.windows(job.split.train, config.seed, share)
+    start, stop = done * accumulate, config.steps * accumulate
+    return window_batches(windows, fabric.device, config.windows.workers, start, stop)
+
+
+def _held_out(job: Job) -> Iterator[tuple[Volumes, Draws]]:
+    """The same windows of held-out cases at every look, in micro-batches as in training."""
+    entries, config = job.split.held_out, job.config
+    seed = mixed_seed(config.seed, _LOOK)
+    share = Share(config.batch_size // config.optimizer.accumulate)
+    count = -(-min(len(entries), _MOST_LOOKED_AT) // share.batch_size)
+    batches = window_batches(
+        job.windows(entries, seed, share), job.fabric.device, 0, start=0, stop=count
+    )
+    for index, volumes in enumerate(batches):
+        yield volumes, Draws(seed, index)
+
+
+@torch.no_grad()
+def _look(job: Job, record: Record) -> None:
+    """A hook: look at held-out cases, if it is time to; every process sees all of them."""
+    if not job.split.held_out or not record.due(job.config.validate_every):
+        return
+    record.ledger.settle()
+    sums: dict[str, float] = {}
+    count = 0
+    job.method.eval()
+    for volumes, draws in _held_out(job):
+        with job.fabric.autocast():
+            losses, health = job.method(volumes, Step(record.done - 1, record.total, draws))
+        figures = {"loss": torch.stack(list(losses.values())).sum(), **losses, **health}
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        count += 1
+    job.method.train()
+    record.figures["holdout"] = {name: value / count for name, value in sums.items()}
+
+
+def _draw_views(job: Job) -> None:
+    """``views.png``: the first batch as the method sees it."""
+    file = job.out / "views.png"
+    if file.exists():
+        return
+    config = job.config
+    share = Share(config.batch_size, config.optimizer.accumulate, world=job.fabric.world_size)
+    windows = job.windows(job.split.train, config.seed, share)
+    volumes = next(window_batches(windows, job.fabric.device, 0, start=0, stop=1))
+    draws = Draws(config.seed, 0, world=job.fabric.world_size)
+    _draw(job, volumes, Step(0, config.steps, draws), file, "The first batch")
+
+
+def _finish(job: Job) -> None:
+    """Pictures, then the hand-over: where it is, the run is finished."""
+    config, train_entries = job.config, job.split.train
+    if job.split.held_out:
+        volumes, draws = next(_held_out(job))
+        step = Step(config.steps - 1, config.steps, draws)
+        _draw(job, volumes, step, job.out / "method.png", "Held-out cases, after the last step")
+    parts: tuple[Part, ...] = ("encoder", "decoder") if job.method.trains_decoder else ("encoder",)
+    used = [entry.store for entry in train_entries]
+    export(
+        job.out,
+        job.method.handover(),
+        kind="pretraining",
+        trained=parts,
+        step=config.steps,
+        seed=config.seed,
+        preprocessing=job.stores[0].preprocessing,
+        intensity=config.intensity,
+        method=config.method.model_dump(mode="json"),
+        channels=train_entries[0].case.channels,
+        modalities=tuple(sorted({entry.case.modality for entry in train_entries})),
+        data=tuple(
+            TrainingData(digest=store.digest, cases=used.count(index))
+            for index, store in enumerate(job.stores)
+        ),
+    )
+
+
+@torch.no_grad()
+def _draw(job: Job, volumes: Volumes, step: Step, file: Path, title: str) -> None:
+    from voco.figures import draw_panels  # noqa: PLC0415 (matplotlib takes a second)
+
+    training = job.method.training
+    job.method.eval()
+    with job.fabric.autocast():
+        panels = job.method.show(volumes, step)
+    job.method.train(training)
+    draw_panels(panels, file, title)
+
+
+def _digest(weights: Path | None) -> str | None:
+    """Hash of a weight file."""
+    if weights is None:
+        return None
+    file = weights / WEIGHTS_FILE if weights.is_dir() else weights
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -107,31 +107,17 @@ def export(  # noqa: PLR0913 (one argument for each fact of the file)
 
     Args:
         folder: Where; made if it is not there.
-        backbone: The network. Only its trained parts are written.
-        kind: What it was trained for.
-        trained: Which parts were trained.
-        step: Optimizer steps done.
-        seed: The run's seed.
-        preprocessing: How the scans were prepared.
-        intensity: How intensities were brought to the network's range.
-        method: Settings of the pre-training method.
-        task: Settings of the task.
-        channels: Names of the channels of a scan.
-        modalities: Modalities that were trained on.
-        classes: Classes by number.
-        data: What was trained on.
+        backbone: The network. Only its ``trained`` parts are written.
         task_tensors: Tensors of the task that are not the network's, such as a classifier; written
             under names that begin with ``task.``.
+
+    All others are fields of :class:`Handover`.
 
     Raises:
         WeightsError: If a tensor is not finite, or nothing was trained.
     """
     prefixes: dict[Part, tuple[str, ...]] = {part: backbone.prefixes(part) for part in trained}
-    wanted = tuple(prefix for part in trained for prefix in prefixes[part])
-    state = backbone.network.state_dict()
-    tensors = {name: tensor for name, tensor in state.items() if name.startswith(wanted)}
-    tensors |= {f"{TASK_PREFIX}{name}": tensor for name, tensor in (task_tensors or {}).items()}
-    content = _serialise(tensors, {"format": FORMAT, "backbone": backbone.config.model_dump()})
+    content = _serialise(backbone, prefixes, task_tensors or {})
     library = type(backbone.network)
     handover = Handover(
         voco_version=__version__,
@@ -198,14 +184,23 @@ def read_handover(path: Path) -> Handover:
         raise WeightsError(str(error)) from None
 
 
-def _serialise(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> bytes:
+def _serialise(
+    backbone: Backbone,
+    prefixes: Mapping[Part, tuple[str, ...]],
+    task_tensors: Mapping[str, Tensor],
+) -> bytes:
+    wanted = tuple(prefix for part in prefixes.values() for prefix in part)
+    state = backbone.network.state_dict()
+    tensors = {name: tensor for name, tensor in state.items() if name.startswith(wanted)}
     if not tensors:
         raise WeightsError("No part of the network was trained: there is nothing to hand on.")
+    tensors |= {f"{TASK_PREFIX}{name}": tensor for name, tensor in task_tensors.items()}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise WeightsError(
                 f"{name} is not finite: the run diverged, its weights are of no use."
             )
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = {"format": FORMAT, "backbone": backbone.config.model_dump()}
     # One entry: safetensors writes several in random order, and equal runs give equal files.
     return safetensors.torch.save(ready, {"voco": json.dumps(about)})

@@ -5,7 +5,7 @@ the device applies it (:func:`apply`).
 """
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from voco.config import Config
-from voco.data.store import Case, ChannelStatistics
+from voco.data.store import ChannelStatistics
 from voco.shapes import Volumes
 
 
@@ -24,6 +24,31 @@ class Ramp(NamedTuple):
     bias: tuple[float, ...]
     low: float
     high: float
+
+
+@runtime_checkable
+class Scaled(Protocol):
+    """What is known about stored voxels: a case of a store, or a scan prepared for a network."""
+
+    @property
+    def modality(self) -> str:
+        """``CT``, ``MR``, ..., ``unknown``."""
+        ...
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """Per channel: source units per stored unit."""
+        ...
+
+    @property
+    def offset(self) -> tuple[float, ...]:
+        """Per channel: source units at stored 0."""
+        ...
+
+    @property
+    def statistics(self) -> tuple[ChannelStatistics, ...]:
+        """Per channel, in source units."""
+        ...
 
 
 class IntensityConfig(Config, ABC):
@@ -38,12 +63,15 @@ class IntensityConfig(Config, ABC):
         """What is clipped to, after scaling."""
         return (0.0, 1.0)
 
-    def ramp(self, case: Case) -> Ramp:
+    def ramp(self, case: Scaled) -> Ramp:
         """What brings the stored voxels of a case to the network's range."""
         gains, biases = [], []
         for scale, offset, statistics in zip(case.scale, case.offset, case.statistics, strict=True):
             zero, one = self.units(statistics)
-            width = max(one - zero, 1e-8)
+            if one <= zero:
+                # All of the foreground is one value (a mask): the whole range tells it apart.
+                zero, one = statistics.minimum, statistics.maximum
+            width = one - zero if one > zero else 1.0
             gains.append(scale / width)
             biases.append((offset - zero) / width)
         return Ramp(tuple(gains), tuple(biases), *self.bounds)
@@ -102,7 +130,7 @@ class ModalityIntensity(IntensityConfig):
     high: float = 250.0
     """Becomes 1 in CT (HU)."""
 
-    def ramp(self, case: Case) -> Ramp:
+    def ramp(self, case: Scaled) -> Ramp:
         """The window for CT, percentiles for the rest."""
         if case.modality == "CT":
             return WindowIntensity(low=self.low, high=self.high).ramp(case)

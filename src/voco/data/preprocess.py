@@ -126,7 +126,7 @@ def ras_grid(grid: Grid) -> Grid:
     for axis in np.flatnonzero(flipped):
         affine[:3, 3] += affine[:3, axis] * (shape[axis] - 1)
         affine[:3, axis] *= -1
-    return Grid((shape[0], shape[1], shape[2]), affine)
+    return Grid((shape[0], shape[1], shape[2]), affine + 0.0)  # no -0.0
 
 
 def from_ras(array: Shaped[np.ndarray, "*c x y z"], grid: Grid) -> Shaped[np.ndarray, "*c _ _ _"]:

@@ -1,0 +1,267 @@
+"""Scans on disk into a store, side by side, resumable, with a quality report."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from voco.data.intake import Job, Outcome, source_keys, take
+from voco.data.quality import Line, quality_lines, write_quality
+from voco.data.quality_page import write_page
+from voco.data.source import Refused, Source
+from voco.data.sources import discover
+from voco.data.store import Case, Preprocessing, Store
+from voco.errors import DataError, UsageError
+from voco.progress import track
+from voco.shapes import Spacing
+
+_LONGEST_ID = 120
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the sources.
+
+    Attributes:
+        store: The store.
+        taken: Cases made in this run, ``remade`` included.
+        remade: Cases made anew because their source changed.
+        skipped: Cases that were in the store already, unchanged.
+        refused: Sources that could not be taken; why is in ``quality.jsonl``.
+        refusals: Source and reason of each.
+    """
+
+    store: Path
+    taken: int
+    remade: int
+    skipped: int
+    refusals: tuple[tuple[str, str], ...]
+
+    @property
+    def refused(self) -> int:
+        """How many sources could not be taken."""
+        return len(self.refusals)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every source found is in the store."""
+        return not self.refusals
+
+    def __str__(self) -> str:
+        parts = [f"{self.taken} taken"]
+        if self.remade:
+            parts[0] += f" ({self.remade} of them anew: the source changed)"
+        if self.skipped:
+            parts.append(f"{self.skipped} there already")
+        if self.refusals:
+            parts.append(f"{self.refused} refused")
+        shown = [f"  refused {source}: {reason}" for source, reason in self.refusals[:_SHOWN]]
+        more = self.refused - len(shown)
+        if more > 0:
+            shown.append(f"  and {more} more")
+        head = f"{', '.join(parts)}; see {self.store / 'quality.html'}"
+        return "\n".join([head, *shown])
+
+
+_SHOWN = 10
+"""Refusals that are printed; all are in the quality report."""
+
+
+def prepare(
+    sources: Path | str | Iterable[Path | str],
+    out: Path | str,
+    *,
+    spacing_mm: Spacing | float | None = None,
+    foreground: bool = False,
+    workers: int | None = None,
+    shard: tuple[int, int] | None = None,
+    modality: str | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Bring scans into a store.
+
+    Safe to kill at any moment and to run again: finished cases are skipped, a case whose source
+    changed is made anew, sources that are added keep what is there.
+
+    Args:
+        sources: Files, folders (walked), ``dataset.json``, nnU-Net raw or BIDS folders, lists.
+        out: The store.
+        spacing_mm: Millimetres per voxel, one number or three; ``None`` keeps each scan's own.
+        foreground: Whether volumes are cut to the box that holds the body.
+        workers: Processes; as many as there are cores for ``None``. Each needs up to 1 GB.
+        shard: ``(i, n)``, from 1: only every n-th source, beginning with the i-th. All n may run
+            at the same time.
+        modality: What all scans are, for formats that do not say; overrides what files say.
+        overwrite: Whether a store that is there is removed first.
+
+    Raises:
+        DataError: If a place does not exist, or nothing that could be a scan is found.
+        StoreError: If the store was prepared in another way.
+        UsageError: If the shard is none, or the folder holds something else.
+    """
+    if shard is not None and not 1 <= shard[0] <= shard[1]:
+        raise UsageError(f"shard {shard}: must be (i, n) with 1 <= i <= n.")
+    out = Path(out)
+    places = [Path(sources)] if isinstance(sources, str | Path) else [Path(s) for s in sources]
+    found, refused = _discover(places)
+    store = _open(out, _preprocessing(spacing_mm, foreground=foreground), overwrite=overwrite)
+    part = None if shard is None else f"{shard[0]}-of-{shard[1]}"
+    if part is None:
+        store.merge()
+        _sweep(out)
+    jobs = _jobs(found, store, modality)
+    if shard is not None:
+        jobs, refused = jobs[shard[0] - 1 :: shard[1]], refused[shard[0] - 1 :: shard[1]]
+    outcomes: list[Outcome] = []
+    try:
+        for outcome in track(_work(jobs, out, workers), "prepare", total=len(jobs)):
+            if outcome.case is not None and outcome.status != "kept":
+                store.add([outcome.case], part)
+            outcomes.append(outcome)
+    finally:
+        lines = [Line(source=str(path), status="refused", reason=why) for path, why in refused]
+        lines += quality_lines(outcomes)
+        write_page(store, write_quality(out, lines, part))
+        store.write_counts()
+    return _report(out, outcomes, lines)
+
+
+def _preprocessing(spacing_mm: Spacing | float | None, *, foreground: bool) -> Preprocessing:
+    if isinstance(spacing_mm, int | float):
+        spacing_mm = (spacing_mm, spacing_mm, spacing_mm)
+    if spacing_mm is not None and not all(0 < side < float("inf") for side in spacing_mm):
+        raise UsageError(f"spacing_mm {spacing_mm}: must be positive.")
+    return Preprocessing(spacing_mm=spacing_mm, foreground=foreground)
+
+
+def _discover(places: Sequence[Path]) -> tuple[dict[str, tuple[Source, Path]], list[Refused]]:
+    """All sources by key, each once, with the place in which it was found."""
+    found: dict[str, tuple[Source, Path]] = {}
+    refused: dict[Refused, None] = {}
+    for place in places:
+        sources, reasons = discover(place)
+        for key, source in zip(source_keys(sources), sources, strict=True):
+            found.setdefault(key, (source, place.absolute()))
+        refused |= dict.fromkeys(reasons)
+    if not found and not refused:
+        raise DataError(
+            f"{', '.join(map(str, places)) or 'no source'}: nothing that could be a scan."
+        )
+    return found, list(refused)
+
+
+def _open(out: Path, preprocessing: Preprocessing, *, overwrite: bool) -> Store:
+    is_store = (out / "store.json").exists()
+    if out.exists() and not is_store and any(not p.name.startswith(".") for p in out.iterdir()):
+        raise UsageError(f"{out}: holds something else than a store. Give another folder.")
+    if is_store and overwrite:
+        _remove(out)
+    return Store.create(out, preprocessing)
+
+
+def _remove(store: Path) -> None:
+    """Remove a store's files, and nothing else that lies in its folder; the head goes last."""
+    names = ("cases*.jsonl", "quality*.jsonl", "quality.html", "images/*.b2nd", "labels/*.b2nd")
+    for name in (*names, "store.json"):
+        for file in store.glob(name):
+            file.unlink()
+
+
+def _sweep(store: Path) -> None:
+    """Remove what killed processes left half written."""
+    for folder in (store, store / "images", store / "labels"):
+        for file in folder.glob(".*.*"):
+            if re.search(r"\.(b2nd|jsonl|json|html)\.\d+$", file.name):
+                file.unlink(missing_ok=True)
+
+
+def _jobs(
+    found: Mapping[str, tuple[Source, Path]], store: Store, modality: str | None
+) -> list[Job]:
+    known = {case.source: case for case in (*store.cases.values(), *store.gone.values())}
+    names = _names({key: source for key, (source, _) in found.items()}, known)
+    return [
+        Job(source, key, names[key], place, modality, known.get(key))
+        for key, (source, place) in found.items()
+    ]
+
+
+def _names(found: Mapping[str, Source], known: Mapping[str, Case]) -> dict[str, str]:
+    """An id for each source: its own as long as no other has it, else with a hash of its path.
+
+    A source that the store knows keeps its id, so ids do not depend on what is added later.
+    """
+    names = {key: case.id for key, case in known.items()}
+    # Some file systems do not tell Liver from liver.
+    used = {name.casefold() for name in names.values()}
+    wanted = {key: source.id[:_LONGEST_ID] for key, source in found.items() if key not in names}
+    count = Counter(name.casefold() for name in wanted.values())
+    for key, name in wanted.items():
+        taken = count[name.casefold()] > 1 or name.casefold() in used
+        names[key] = f"{name}-{sha256(key.encode()).hexdigest()[:8]}" if taken else name
+    return names
+
+
+def _work(jobs: Sequence[Job], store: Path, workers: int | None) -> Iterator[Outcome]:
+    count = min(workers or _cores(), len(jobs))
+    if count <= 1:
+        yield from (take(job, store) for job in jobs)
+        return
+    left = dict(enumerate(jobs))
+    while left:
+        try:
+            for number, outcome in _side_by_side(left, store, count):
+                del left[number]
+                yield outcome
+        except TerminatedWorkerError:
+            # Nobody says which case it was. It is among those begun first, so these go one by one.
+            for number in list(left)[: 2 * count]:
+                yield _alone(left.pop(number), store)
+
+
+def _side_by_side(
+    jobs: Mapping[int, Job], store: Path, workers: int
+) -> Iterator[tuple[int, Outcome]]:
+    with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+        # joblib's declared types lag behind its documentation.
+        pool: Any = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=workers)  # pyright: ignore[reportArgumentType]
+        run = delayed(partial(_numbered, store=store))
+        yield from pool(run(number, job) for number, job in list(jobs.items()))
+
+
+def _numbered(number: int, job: Job, store: Path) -> tuple[int, Outcome]:
+    return number, take(job, store)
+
+
+def _alone(job: Job, store: Path) -> Outcome:
+    """A job in a process of its own that may die."""
+    try:
+        return next(outcome for _, outcome in _side_by_side({0: job}, store, 2))
+    except TerminatedWorkerError:
+        reason = "its process was killed, most likely for want of memory"
+        return Outcome(job, "refused", reason=reason)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _report(store: Path, outcomes: Sequence[Outcome], lines: Sequence[Line]) -> Report:
+    count = Counter(outcome.status for outcome in outcomes)
+    return Report(
+        store=store,
+        taken=count["made"] + count["remade"],
+        remade=count["remade"],
+        skipped=count["kept"] + count["updated"],
+        refusals=tuple(
+            (line.source, line.reason or "") for line in lines if line.status == "refused"
+        ),
+    )

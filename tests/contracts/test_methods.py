@@ -1,0 +1,339 @@
+"""What every pre-training method promises, whatever it does.
+
+A new method adds its small settings to ``SMALL`` and is tested.
+"""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from processes import WORLD, in_two_processes
+from pydantic import TypeAdapter
+from tiny import TinyConfig, step_at
+
+from voco.backbones import BackboneSettings
+from voco.config import parse, read_yaml, to_yaml
+from voco.errors import ConfigError
+from voco.method import Method, MethodConfig
+from voco.methods import MethodSettings, available
+
+_VOCO = {"crop": [8, 8, 8], "hidden": 16, "width": 8, "grid": [2, 2, 1], "query_count": 2}
+
+SMALL: dict[str, tuple[dict[str, Any], ...]] = {
+    "voco": (
+        {"variant": "paper", **_VOCO},
+        {"variant": "v0", **_VOCO},
+        {"variant": "v1", **_VOCO, "resize": [4, 4, 4]},
+        {"variant": "v2", **_VOCO, "grid": None},
+    ),
+}
+"""Settings of each method, one or more, that train the tiny backbone in no time."""
+
+BACKBONES: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
+    "swin_unetr": ({"feature_size": 12, "depths": (1, 1, 1, 1)}, (64, 64, 64)),
+    "unet": ({"features": (4, 6, 8, 10, 12, 5)}, (32, 32, 32)),
+    "unetr": (
+        {
+            "size": (32, 32, 48),
+            "feature_size": 4,
+            "hidden_size": 12,
+            "mlp_dim": 8,
+            "num_heads": 2,
+        },
+        (32, 32, 48),
+    ),
+    "resenc_unet": ({"features": (4, 6, 8), "blocks": (1, 2, 1)}, (8, 8, 12)),
+}
+"""Small settings of each backbone, and a size that it takes."""
+
+CASES = [(name, index) for name, many in SMALL.items() for index in range(len(many))]
+every = pytest.mark.parametrize(
+    ("name", "index"),
+    CASES,
+    ids=[f"{name}-{SMALL[name][i].get('variant', i)}" for name, i in CASES],
+)
+
+
+def settings_of(name: str, index: int, **changes: Any) -> MethodConfig:
+    values = {"name": name, **SMALL[name][index], **changes}
+    return TypeAdapter(MethodSettings).validate_python(values)
+
+
+def built(name: str, index: int, **changes: Any) -> Method:
+    torch.manual_seed(0)
+    return settings_of(name, index, **changes).build(TinyConfig().build())
+
+
+def volumes_of(method: Method, count: int = 2) -> torch.Tensor:
+    shape = (count, 1, *method.window)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1))
+
+
+def tensors(views: tuple[Any, ...]) -> list[torch.Tensor]:
+    return [view for view in views if isinstance(view, torch.Tensor)]
+
+
+def same(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
+    pairs = zip(tensors(ours), tensors(theirs), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def trained(method: Method, steps: range, optimizer: torch.optim.Optimizer) -> None:
+    """A plain training loop."""
+    for number in steps:
+        step = step_at(number)
+        method.before_step(step)
+        outcome = method(volumes_of(method), step)
+        optimizer.zero_grad()
+        torch.stack(list(outcome.losses.values())).sum().backward()
+        method.after_backward(step)
+        optimizer.step()
+        method.after_step(step)
+
+
+def optimizer_of(method: Method) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-3)
+
+
+def test_every_method_is_tested_here():
+    assert set(available()) == set(SMALL)
+
+
+@every
+def test_losses_and_health_are_finite_scalars(name, index):
+    method = built(name, index)
+    outcome = method(volumes_of(method), step_at())
+    for loss in outcome.losses.values():
+        assert loss.shape == ()
+        assert loss.dtype == torch.float32
+        assert torch.isfinite(loss)
+    assert torch.stack(list(outcome.losses.values())).sum().requires_grad
+    for figure in outcome.health.values():
+        assert figure.shape == ()
+        assert torch.isfinite(figure)
+        assert not figure.requires_grad
+
+
+@every
+def test_the_same_step_gives_the_same_views(name, index):
+    method = built(name, index)
+    volumes, step = volumes_of(method), step_at(3)
+    first = method.views(volumes, step)
+    assert same(first, method.views(volumes, step_at(3)))
+    # A picture of the views, drawn before the step is trained on, shows what is trained on.
+    assert same(first, method.views(volumes, step))
+
+
+@every
+def test_another_step_or_seed_gives_other_views(name, index):
+    method = built(name, index)
+    volumes = volumes_of(method)
+    first = method.views(volumes, step_at(3))
+    assert not same(first, method.views(volumes, step_at(4)))
+    assert not same(first, method.views(volumes, step_at(3, seed=1)))
+
+
+@every
+def test_views_do_not_depend_on_how_many_processes_share_the_batch(name, index):
+    method = built(name, index)
+    volumes = volumes_of(method, count=4)
+    whole = method.views(volumes, step_at(2))
+    for rank in range(2):
+        rows = slice(2 * rank, 2 * rank + 2)
+        part = method.views(volumes[rows], step_at(2, rank=rank, world=2))
+        for all_rows, own in zip(tensors(whole), tensors(part), strict=True):
+            assert torch.equal(all_rows[rows], own)
+
+
+@every
+def test_views_leave_the_volumes_as_they_are(name, index):
+    method = built(name, index)
+    volumes = volumes_of(method)
+    before = volumes.clone()
+    method.views(volumes, step_at())
+    assert torch.equal(volumes, before)
+
+
+@every
+def test_random_numbers_come_from_the_step_alone(name, index):
+    method = built(name, index)
+    before = torch.get_rng_state()
+    method(volumes_of(method), step_at())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@every
+def test_what_is_trained_gets_a_gradient_and_the_rest_is_frozen(name, index):
+    method = built(name, index)
+    method.before_step(step_at())
+    outcome = method(volumes_of(method), step_at())
+    torch.stack(list(outcome.losses.values())).sum().backward()
+    for parameter_name, parameter in method.named_parameters():
+        reached = parameter.grad is not None
+        assert reached == parameter.requires_grad, parameter_name
+        assert not reached or torch.isfinite(parameter.grad).all(), parameter_name
+    backbone = method.handover()
+    for parameter_name, parameter in backbone.network.named_parameters():
+        if parameter_name.startswith(backbone.decoder_prefixes):
+            assert parameter.requires_grad == method.trains_decoder, parameter_name
+
+
+@every
+def test_training_changes_what_is_handed_over(name, index):
+    method = built(name, index)
+    before = {key: value.clone() for key, value in method.handover().network.state_dict().items()}
+    trained(method, range(3), optimizer_of(method))
+    after = method.handover().network.state_dict()
+    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert any(key.startswith(method.handover().encoder_prefixes) for key in changed)
+    if not method.trains_decoder:
+        assert not any(key.startswith(method.handover().decoder_prefixes) for key in changed)
+
+
+@every
+def test_what_is_handed_over_has_the_names_of_the_library_network(name, index):
+    fresh = TinyConfig().build().network.state_dict()
+    assert set(built(name, index).handover().network.state_dict()) == set(fresh)
+
+
+@every
+def test_a_resumed_training_ends_with_the_same_bits(name, index):
+    straight = built(name, index)
+    trained(straight, range(4), optimizer_of(straight))
+    first = built(name, index)
+    optimizer = optimizer_of(first)
+    trained(first, range(2), optimizer)
+    second = built(name, index)
+    torch.nn.init.ones_(next(second.parameters()))
+    second.load_state_dict(first.state_dict())
+    resumed = optimizer_of(second)
+    resumed.load_state_dict(optimizer.state_dict())
+    trained(second, range(2, 4), resumed)
+    for key, value in straight.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+
+
+@every
+def test_settings_survive_a_round_trip(name, index, tmp_path):
+    settings = settings_of(name, index)
+    (tmp_path / "method.yaml").write_text(to_yaml(settings))
+    assert parse(type(settings), read_yaml(tmp_path / "method.yaml"), "method.yaml") == settings
+
+
+@every
+def test_mixed_precision_is_finite(name, index):
+    method = built(name, index)
+    with torch.autocast("cpu", torch.bfloat16):
+        outcome = method(volumes_of(method), step_at())
+    total = torch.stack(list(outcome.losses.values())).sum()
+    total.backward()
+    assert total.dtype == torch.float32
+    assert torch.isfinite(total)
+    gradients = [p.grad for p in method.parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@every
+def test_empty_volumes_are_finite(name, index):
+    method = built(name, index)
+    outcome = method(torch.zeros_like(volumes_of(method)), step_at())
+    total = torch.stack(list(outcome.losses.values())).sum()
+    total.backward()
+    assert torch.isfinite(total)
+    gradients = [p.grad for p in method.parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@every
+def test_a_single_held_out_volume_can_be_looked_at(name, index):
+    method = built(name, index).eval()
+    with torch.no_grad():
+        outcome = method(volumes_of(method, count=1), step_at())
+    figures = [*outcome.losses.values(), *outcome.health.values()]
+    assert all(torch.isfinite(figure) for figure in figures)
+
+
+@every
+def test_pictures_can_be_drawn_and_change_nothing(name, index):
+    method = built(name, index)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    panels = method.show(volumes_of(method), step_at())
+    assert panels
+    for panel in panels:
+        assert (panel.image is None) == (panel.bars is not None), panel.title
+        if panel.image is not None:
+            assert panel.image.min() >= 0
+            assert panel.image.max() <= 1
+    assert method.training
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+
+
+@every
+def test_a_size_the_backbone_cannot_take_is_refused_at_once(name, index):
+    settings = settings_of(name, index)
+    backbone = TinyConfig().build()
+    backbone.fixed_size = (20, 20, 20)
+    with pytest.raises(ConfigError, match=r"\(20, 20, 20\)"):
+        settings.build(backbone)
+
+
+@pytest.mark.parametrize("backbone_name", BACKBONES)
+@pytest.mark.parametrize("name", SMALL)
+def test_every_backbone_is_trained_as_far_as_it_is_used(name, backbone_name):
+    values, size = BACKBONES[backbone_name]
+    backbone = TypeAdapter(BackboneSettings).validate_python(
+        {"name": backbone_name, "in_channels": 2, **values}
+    )
+    # Of a batch of one, so that real networks do not take long.
+    settings = settings_of(name, 0, crop=size, grid=(2, 1, 1), query_count=1)
+    method = settings.build(backbone.build())
+    outcome = method(torch.rand(1, 2, *method.window), step_at())
+    torch.stack(list(outcome.losses.values())).sum().backward()
+    for parameter_name, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
+    encoder = method.handover().encoder_prefixes
+    for parameter_name, parameter in method.handover().network.named_parameters():
+        used = parameter_name.startswith(encoder)
+        assert used or not parameter.requires_grad or method.trains_decoder, parameter_name
+
+
+# ---- two processes ----------------------------------------------------------------------------
+
+
+def gradients_of(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Losses and gradients of every method on this process's share of four volumes."""
+    return {f"{name}-{index}": _gradients(name, index, rank, world) for name, index in CASES}
+
+
+def _gradients(name: str, index: int, rank: int, world: int) -> dict[str, torch.Tensor]:
+    # In float64, so that what is left of a difference is no rounding.
+    method = built(name, index).double()
+    volumes = volumes_of(method, count=4).double().chunk(world)[rank]
+    step = step_at(1, rank=rank, world=world)
+    method.before_step(step)
+    outcome = method(volumes, step)
+    torch.stack(list(outcome.losses.values())).sum().backward()
+    own = {f"loss {key}": loss.detach() for key, loss in outcome.losses.items()}
+    return own | {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    return in_two_processes(gradients_of, tmp_path_factory.mktemp("processes"))
+
+
+@functools.cache
+def one_process() -> dict[str, dict[str, torch.Tensor]]:
+    return gradients_of(0, 1)
+
+
+@every
+def test_two_processes_compute_what_one_would_of_the_whole_batch(name, index, two_processes):
+    case = f"{name}-{index}"
+    expected = one_process()[case]
+    assert len(two_processes) == WORLD
+    assert {*two_processes[0][case]} == {*expected}
+    for key, value in expected.items():
+        mean = torch.stack([part[case][key] for part in two_processes]).mean(dim=0)
+        torch.testing.assert_close(mean, value, atol=1e-8, rtol=1e-5)

@@ -4,10 +4,11 @@ import torch
 
 from voco.data.intensity import WindowIntensity
 from voco.data.labelled import Labelled
+from voco.data.loading import Share
 from voco.data.patches import (
-    CropDataset,
-    Feed,
-    VolumeDataset,
+    CropSamples,
+    CropSettings,
+    VolumeSamples,
     case_at,
     class_numbers,
     class_voxels,
@@ -16,7 +17,7 @@ from voco.data.patches import (
     volume_batches,
 )
 from voco.data.store import Case, ChannelStatistics, Preprocessing, Store
-from voco.errors import ConfigError, DataError
+from voco.errors import DataError, StoreError
 
 CPU = torch.device("cpu")
 STATISTICS = ChannelStatistics(minimum=-1000, maximum=400, mean=0, std=1, percentiles={})
@@ -57,27 +58,44 @@ def cases(tmp_path):
     return labelled_store(tmp_path / "store", [(20, 16, 12), (18, 14, 10), (16, 16, 16)])
 
 
-def crops(cases, **changes):
-    settings = {"roi": (8, 8, 8), "crops": 2, "positive_share": 0.5, "seed": 3} | changes
-    return CropDataset(cases, values=(0, 205, 420), intensity=WindowIntensity(), **settings)
+def crops(cases, *, seed=3, batch_size=2, **changes):
+    settings = {"roi": (8, 8, 8), "crops": 2, "positive_share": 0.5} | changes
+    return CropSamples(
+        CropSettings(values=(0, 205, 420), **settings),
+        cases,
+        WindowIntensity(),
+        seed,
+        Share(batch_size),
+    )
 
 
 def test_a_sample_depends_on_seed_and_number_alone(cases):
     first, again = crops(cases), crops(cases)
-    list(map(again.__getitem__, range(5)))
-    for one, other in zip(first[7], again[7], strict=True):
+    list(map(again.sample, range(5)))
+    for one, other in zip(first.sample(7), again.sample(7), strict=True):
         assert torch.equal(one, other)
-    assert not torch.equal(first[7].stored, crops(cases, seed=4)[7].stored)
+    assert not torch.equal(first.sample(7).stored, crops(cases, seed=4).sample(7).stored)
 
 
 def test_loader_processes_do_not_change_the_batches(cases):
-    results = [
-        list(patch_batches(crops(cases), Feed(2, 1, 0, 3, workers=workers), CPU))
-        for workers in (0, 2)
-    ]
+    results = [list(patch_batches(crops(cases), CPU, workers, 0, 3)) for workers in (0, 2)]
     for one, other in zip(*results, strict=True):
         assert torch.equal(one.crops, other.crops)
         assert torch.equal(one.labels, other.labels)
+
+
+def test_a_run_taken_up_goes_on_with_the_same_crops(cases):
+    whole = list(patch_batches(crops(cases), CPU, 0, 0, 4))
+    rest = list(patch_batches(crops(cases), CPU, 0, 2, 4))
+    assert all(torch.equal(a.crops, b.crops) for a, b in zip(whole[2:], rest, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_an_error_a_user_can_read(cases, workers):
+    for one in cases:
+        (one.store.path / "images" / f"{one.case.id}.b2nd").write_bytes(b"torn")
+    with pytest.raises(StoreError, match=r"^[^\n]*damaged[^\n]*$"):
+        list(patch_batches(crops(cases), CPU, workers, 0, 2))
 
 
 def test_every_case_comes_once_before_any_comes_again(cases):
@@ -87,30 +105,25 @@ def test_every_case_comes_once_before_any_comes_again(cases):
 
 
 def test_processes_and_micro_batches_share_out_the_samples_of_a_step():
-    whole = [number for batch in Feed(8, 1, 2, 4) for number in batch]
-    shared = [list(Feed(4, 2, 2, 4, rank=rank, world=2)) for rank in range(2)]
-    together = [number for pair in zip(*shared, strict=True) for part in pair for number in part]
-    assert together == whole == list(range(16, 32))
-
-
-def test_a_run_taken_up_goes_on_with_the_same_samples():
-    assert list(Feed(4, 2, 0, 6))[6:] == list(Feed(4, 2, 3, 6))
-
-
-def test_a_batch_that_does_not_split_is_refused():
-    with pytest.raises(ConfigError, match="batch_size 3"):
-        Feed(3, 2, 0, 1)
+    whole = [number for index in (2, 3) for number in Share(8).samples(index)]
+    shared = [
+        number
+        for index in range(4, 8)
+        for rank in range(2)
+        for number in Share(4, 2, rank, 2).samples(index)
+    ]
+    assert shared == whole == list(range(16, 32))
 
 
 def test_positive_crops_show_every_structure_alike(cases):
     dataset = crops(cases, positive_share=1.0, crops=1, roi=(3, 3, 3))
-    middles = [int(dataset[number].truth[0, 1, 1, 1]) for number in range(300)]
+    middles = [int(dataset.sample(number).truth[0, 1, 1, 1]) for number in range(300)]
     assert 0 not in middles
     assert 110 < middles.count(1) < 190
 
 
 def test_image_and_label_of_a_crop_belong_together(cases):
-    batch = next(patch_batches(crops(cases), Feed(3, 1, 0, 1), CPU))
+    batch = next(patch_batches(crops(cases, batch_size=3), CPU, 0, 0, 1))
     assert batch.crops.shape == (3, 2, 1, 8, 8, 8)
     assert batch.labels.shape == (3, 2, 8, 8, 8)
     inside = (40 + 175) / 425
@@ -118,7 +131,7 @@ def test_image_and_label_of_a_crop_belong_together(cases):
 
 
 def test_a_volume_smaller_than_the_crop_lies_in_its_middle(cases):
-    sample = crops(cases, roi=(24, 20, 18))[0]
+    sample = crops(cases, roi=(24, 20, 18)).sample(0)
     one = case_at(cases, 3, 0)
     room = [(big - small + 1) // 2 for big, small in zip((24, 20, 18), one.case.shape, strict=True)]
     inside = tuple(slice(low, low + side) for low, side in zip(room, one.case.shape, strict=True))
@@ -148,8 +161,10 @@ def test_centres_lie_in_their_structure():
 
 
 def test_whole_volumes_come_with_their_class(cases):
-    dataset = VolumeDataset(cases, ("ill", "well"), (8, 8, 8), "resize", WindowIntensity(), seed=0)
-    batch = next(volume_batches(dataset, Feed(3, 1, 0, 1), CPU))
+    samples = VolumeSamples(
+        ("ill", "well"), (8, 8, 8), "resize", cases, WindowIntensity(), 0, Share(3)
+    )
+    batch = next(volume_batches(samples, CPU, 0, 0, 1))
     assert batch.volumes.shape == (3, 1, 8, 8, 8)
     targets = [case_at(cases, 0, number).case.target for number in range(3)]
     assert [("ill", "well")[number] for number in batch.classes] == targets
@@ -164,5 +179,5 @@ def test_cutting_a_volume_keeps_its_middle_and_pads_the_rest():
 
 def test_the_loader_leaves_torchs_own_generator_alone(cases):
     before = torch.random.get_rng_state()
-    list(patch_batches(crops(cases), Feed(1, 1, 0, 2), CPU))
+    list(patch_batches(crops(cases), CPU, 1, 0, 2))
     assert torch.equal(before, torch.random.get_rng_state())

@@ -6,22 +6,23 @@ int16 voxels go to the device as they are stored and are scaled there.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int16, Int64, Integer
+from jaxtyping import Float, Int16, Int64, Integer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from voco.data.intensity import Intensity, apply
 from voco.data.labelled import Labelled
+from voco.data.loading import Share, loaded
 from voco.data.resampling import resized
 from voco.data.store import Case
 from voco.draws import mixed_seed
-from voco.errors import ConfigError, DataError
+from voco.errors import DataError, VocoError
 from voco.shapes import Crops, Shape3, Volumes
 
 _CENTRES = 1024
@@ -29,6 +30,10 @@ _CENTRES = 1024
 
 _ORDER, _CROP, _CENTRE = 0x0DE4, 0xC409, 0xCE27
 """Keep the random numbers of different uses apart."""
+
+
+Fit = Literal["resize", "crop"]
+"""How a whole volume is brought to one size: resampled, or cut and padded."""
 
 
 class Patches(NamedTuple):
@@ -46,99 +51,113 @@ class Targets(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What a loader process gives: voxels as stored, and how to scale them."""
+    """One volume as it leaves the store, and how to scale it."""
 
     stored: Int16[Tensor, "*n c x y z"]
     truth: Integer[Tensor, "..."]
-    gain: Tensor
-    bias: Tensor
+    gain: Float[Tensor, "c"]
+    bias: Float[Tensor, "c"]
 
 
-@dataclass(frozen=True)
-class Feed:
-    """How samples are put into micro-batches.
+class Samples(Dataset["Sample | VocoError"], ABC):
+    """Micro-batches of samples by number.
 
-    Attributes:
-        batch_size: Volumes per step and process.
-        accumulate: Micro-batches per step.
-        start: First step.
-        stop: Step after the last.
-        rank: Number of this process.
-        world: Number of processes.
-        workers: Loader processes; 0 loads in this one. Results do not depend on it.
-
-    Raises:
-        ConfigError: If a batch cannot be split evenly.
+    Args:
+        cases: Learnt from.
+        intensity: How stored voxels are to be scaled.
+        seed: The run's seed.
+        share: Which samples this process takes.
     """
 
-    batch_size: int
-    accumulate: int
-    start: int
-    stop: int
-    rank: int = 0
-    world: int = 1
-    workers: int = 0
+    def __init__(
+        self, cases: Sequence[Labelled], intensity: Intensity, seed: int, share: Share
+    ) -> None:
+        self.cases, self.intensity, self.seed, self.share = cases, intensity, seed, share
 
-    def __post_init__(self) -> None:
-        if self.batch_size % self.accumulate:
-            raise ConfigError(
-                f"batch_size {self.batch_size} does not split into optimizer.accumulate "
-                f"{self.accumulate} equal parts. Take a batch_size that is a multiple of it."
-            )
+    def __getitem__(self, index: int) -> "Sample | VocoError":
+        """A micro-batch, every tensor with one more axis; or the error a user should read."""
+        try:
+            samples = [self.sample(number) for number in self.share.samples(index)]
+        except VocoError as error:
+            return error
+        return Sample(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """For each micro-batch of this process, the numbers of its samples within the run."""
-        each = self.batch_size // self.accumulate
-        micro_batches = range(self.start * self.accumulate, self.stop * self.accumulate)
-        for number in micro_batches:
-            first = (number * self.world + self.rank) * each
-            yield list(range(first, first + each))
+    @abstractmethod
+    def sample(self, number: int) -> Sample:
+        """Sample ``number`` of the run: always the same.
+
+        Raises:
+            VocoError: If it cannot be read.
+        """
+
+    def batches(
+        self, device: torch.device, workers: int, start: int, stop: int
+    ) -> Iterator[Sample]:
+        """Micro-batches on a device.
+
+        Args:
+            device: Where they go.
+            workers: Loader processes; 0 loads here.
+            start: The first micro-batch.
+            stop: The one after the last.
+        """
+        pin = device.type == "cuda"
+        for batch in loaded(self, range(start, stop), workers, pin=pin):
+            yield Sample(*(part.to(device, non_blocking=True) for part in batch))
 
 
-@dataclass(frozen=True)
-class CropDataset(Dataset[Sample]):
-    """Crops around structures; sample ``n`` of a run is always the same.
+class CropSettings(NamedTuple):
+    """How crops are taken.
 
     Attributes:
-        cases: Learnt from.
         values: Label values in the order of the classes; the first is the background.
         roi: Voxels of a crop.
         crops: Crops of each volume.
         positive_share: Probability that a crop is centred on a voxel of a structure.
-        intensity: How stored voxels are to be scaled.
-        seed: The run's seed.
     """
 
-    cases: Sequence[Labelled]
-    values: Sequence[int]
+    values: tuple[int, ...]
     roi: Shape3
     crops: int
     positive_share: float
-    intensity: Intensity
-    seed: int
-    _centres: dict[str, dict[int, Int16[np.ndarray, "_ 3"]]] = field(default_factory=dict)
 
-    def __getitem__(self, number: int) -> Sample:
+
+class CropSamples(Samples):
+    """Crops around structures: ``stored`` is ``(n, c, x, y, z)``, ``truth`` ``(n, x, y, z)``."""
+
+    def __init__(
+        self,
+        settings: CropSettings,
+        cases: Sequence[Labelled],
+        intensity: Intensity,
+        seed: int,
+        share: Share,
+    ) -> None:
+        super().__init__(cases, intensity, seed, share)
+        self.settings = settings
+        self._centres: dict[str, dict[int, Int16[np.ndarray, "_ 3"]]] = {}
+
+    def sample(self, number: int) -> Sample:
         """The crops of one volume."""
         one = case_at(self.cases, self.seed, number)
+        values, roi, crops, _ = self.settings
         rng = np.random.default_rng(mixed_seed(self.seed, _CROP, number))
-        starts = [self._start(one, rng) for _ in range(self.crops)]
-        gain, bias = scaling(one.case, self.intensity)
+        starts = [self._start(one, rng) for _ in range(crops)]
         pads = lowest(one.case)
-        images = [read_padded(one, start, self.roi, pads) for start in starts]
-        labels = [read_classes(one, start, self.roi, self.values) for start in starts]
-        return Sample(
-            torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), gain, bias
-        )
+        images = np.stack([read_padded(one, start, roi, pads) for start in starts])
+        labels = np.stack([read_classes(one, start, roi, values) for start in starts])
+        gain, bias = scaling(one.case, self.intensity)
+        return Sample(torch.from_numpy(images), torch.from_numpy(labels), gain, bias)
 
     def _start(self, one: Labelled, rng: np.random.Generator) -> Shape3:
         """First voxel of a crop; below 0 where the volume is smaller than the crop."""
         share, which, voxel, *place = rng.random(6)
-        room = np.asarray(one.case.shape) - self.roi
+        roi = np.asarray(self.settings.roi)
+        room = np.asarray(one.case.shape) - roi
         start = np.floor(np.asarray(place) * (room + 1))
-        if share < self.positive_share and (centres := self._centres_of(one)):
+        if share < self.settings.positive_share and (centres := self._centres_of(one)):
             rows = list(centres.values())[int(which * len(centres))]
-            start = rows[int(voxel * len(rows))] - np.asarray(self.roi) // 2
+            start = rows[int(voxel * len(rows))] - roi // 2
         # A volume smaller than the crop lies in its middle.
         x, y, z = np.where(room < 0, room // 2, np.clip(start, 0, np.maximum(room, 0))).tolist()
         return (int(x), int(y), int(z))
@@ -152,27 +171,34 @@ class CropDataset(Dataset[Sample]):
         return self._centres[key]
 
 
-@dataclass(frozen=True)
-class VolumeDataset(Dataset[Sample]):
-    """Whole volumes of one size; sample ``n`` of a run is always the same.
+class VolumeSamples(Samples):
+    """Whole volumes of one size: ``stored`` is ``(c, x, y, z)``, ``truth`` a class number.
 
-    Attributes:
-        cases: Learnt from.
+    Args:
         targets: The classes, in order.
         size: Voxels that every volume is brought to.
         fit: Whether to resample, or to cut and pad.
+        cases: Learnt from.
         intensity: How stored voxels are to be scaled.
         seed: The run's seed.
+        share: Which samples this process takes.
     """
 
-    cases: Sequence[Labelled]
-    targets: Sequence[int | str]
-    size: Shape3
-    fit: Literal["resize", "crop"]
-    intensity: Intensity
-    seed: int
+    def __init__(
+        self,
+        targets: Sequence[int | str],
+        size: Shape3,
+        fit: Fit,
+        cases: Sequence[Labelled],
+        intensity: Intensity,
+        seed: int,
+        share: Share,
+    ) -> None:
+        super().__init__(cases, intensity, seed, share)
+        self.targets, self.size = targets, size
+        self.fit: Fit = fit
 
-    def __getitem__(self, number: int) -> Sample:
+    def sample(self, number: int) -> Sample:
         """One volume."""
         one = case_at(self.cases, self.seed, number)
         assert one.case.target is not None
@@ -181,22 +207,25 @@ class VolumeDataset(Dataset[Sample]):
         return Sample(torch.from_numpy(stored), truth, *scaling(one.case, self.intensity))
 
 
-def patch_batches(dataset: CropDataset, feed: Feed, device: torch.device) -> Iterator[Patches]:
-    """Micro-batches of crops on a device."""
-    low, high = dataset.intensity.bounds
-    for sample in _samples(dataset, feed, device):
-        count, number = sample.stored.shape[:2]
-        gain, bias = (part.repeat_interleave(number, dim=0) for part in (sample.gain, sample.bias))
-        crops = apply(sample.stored.flatten(0, 1), gain, bias, low, high)
-        yield Patches(crops.unflatten(0, (count, number)), sample.truth.long())
+def patch_batches(
+    samples: CropSamples, device: torch.device, workers: int, start: int, stop: int
+) -> Iterator[Patches]:
+    """Micro-batches of crops on a device (see :meth:`Samples.batches`)."""
+    low, high = samples.intensity.bounds
+    for stored, labels, *ramp in samples.batches(device, workers, start, stop):
+        count, number = stored.shape[:2]
+        gain, bias = (part.repeat_interleave(number, dim=0) for part in ramp)
+        crops = apply(stored.flatten(0, 1), gain, bias, low, high)
+        yield Patches(crops.unflatten(0, (count, number)), labels.long())
 
 
-def volume_batches(dataset: VolumeDataset, feed: Feed, device: torch.device) -> Iterator[Targets]:
-    """Micro-batches of whole volumes on a device."""
-    low, high = dataset.intensity.bounds
-    for sample in _samples(dataset, feed, device):
-        volumes = apply(sample.stored, sample.gain, sample.bias, low, high)
-        yield Targets(volumes, sample.truth)
+def volume_batches(
+    samples: VolumeSamples, device: torch.device, workers: int, start: int, stop: int
+) -> Iterator[Targets]:
+    """Micro-batches of whole volumes on a device (see :meth:`Samples.batches`)."""
+    low, high = samples.intensity.bounds
+    for stored, classes, gain, bias in samples.batches(device, workers, start, stop):
+        yield Targets(apply(stored, gain, bias, low, high), classes)
 
 
 def case_at(cases: Sequence[Labelled], seed: int, number: int) -> Labelled:
@@ -282,7 +311,7 @@ def class_numbers(
 def fitted(
     stored: Int16[np.ndarray, "c x y z"],
     size: Shape3,
-    fit: Literal["resize", "crop"],
+    fit: Fit,
     pads: Int16[np.ndarray, "c"],
 ) -> Int16[np.ndarray, "c _ _ _"]:
     """A whole volume in one size: resampled, or its middle with padding where it is smaller."""
@@ -306,16 +335,3 @@ def _common(
     last = [min(side, low + width) for low, width, side in zip(start, size, shape, strict=True)]
     x, y, z = (slice(a - low, b - low) for a, b, low in zip(first, last, start, strict=True))
     return ((first[0], first[1], first[2]), (last[0], last[1], last[2])), (x, y, z)
-
-
-def _samples(dataset: Dataset[Sample], feed: Feed, device: torch.device) -> Iterator[Sample]:
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=feed,  # pyright: ignore[reportArgumentType] (any iterable of lists will do)
-        num_workers=feed.workers,
-        pin_memory=device.type == "cuda",
-        # Otherwise the loader would take a number from torch's own generator.
-        generator=torch.Generator(),
-    )
-    for sample in loader:
-        yield Sample(*(part.to(device, non_blocking=True) for part in sample))

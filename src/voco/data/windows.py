@@ -9,7 +9,6 @@ Where a window reaches beyond its volume, it is filled with the volume's least v
 lies at a random place in such a window, as a window lies at a random place in a larger volume.
 """
 
-import signal
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -19,14 +18,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int16
 from pydantic import NonNegativeInt
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from voco.config import Config
 from voco.data.intensity import IntensityConfig, apply
+from voco.data.loading import Share, loaded
 from voco.data.selection import Entry, Order
 from voco.data.store import Case, Store
 from voco.draws import mixed_seed
-from voco.errors import DataError, VocoError
+from voco.errors import VocoError
 from voco.shapes import Shape3, Volumes
 
 _PLACE = 0x50
@@ -47,28 +47,6 @@ class WindowsConfig(Config):
     """Whether every case is equally likely, or every store and then every case of it."""
     workers: NonNegativeInt = 2
     """Loader processes; 0 loads in the training process. Results do not depend on it."""
-
-
-class Share(NamedTuple):
-    """Which samples of a step this process takes.
-
-    Attributes:
-        batch_size: Volumes per step and process.
-        accumulate: Micro-batches per step; must divide ``batch_size``.
-        rank: Number of this process.
-        world: Number of processes.
-    """
-
-    batch_size: int
-    accumulate: int = 1
-    rank: int = 0
-    world: int = 1
-
-    def samples(self, index: int) -> range:
-        """Sample numbers of a micro-batch; micro-batches are counted over all steps."""
-        count = self.batch_size // self.accumulate
-        start = (index * self.world + self.rank) * count
-        return range(start, start + count)
 
 
 class Packed(NamedTuple):
@@ -160,26 +138,9 @@ def window_batches(
         StoreError: If a file of the store is missing or damaged.
         DataError: If a loader process was killed.
     """
-    loader = DataLoader(
-        windows,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=workers,
-        worker_init_fn=_leave_signals_to_training if workers else None,
-        pin_memory=device.type == "cuda",
-    )
-    try:
-        for packed in loader:
-            if isinstance(packed, VocoError):
-                raise packed
-            yield packed.unpack(device)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError(
-            f"a loader process died ({error}). Most often memory has run out, or /dev/shm is too "
-            "small (docker run --shm-size=8g): set fewer windows.workers, or 0."
-        ) from None
+    pin = device.type == "cuda"
+    for packed in loaded(windows, range(start, stop), workers, pin=pin):
+        yield packed.unpack(device)
 
 
 def box(
@@ -254,9 +215,3 @@ def _resized(stored: Int16[Tensor, "c _ _ _"], window: Shape3) -> Int16[Tensor, 
         return stored
     values = F.interpolate(stored[None].float(), window, mode="trilinear", align_corners=False)
     return values[0].round_().to(torch.int16)
-
-
-def _leave_signals_to_training(_worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the step that is under way needs its batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -20,7 +20,14 @@ from voco.data.labelled import (
     split_cases,
     target_classes,
 )
-from voco.data.patches import CropDataset, Feed, VolumeDataset, patch_batches, volume_batches
+from voco.data.loading import Share
+from voco.data.patches import (
+    CropSamples,
+    CropSettings,
+    VolumeSamples,
+    patch_batches,
+    volume_batches,
+)
 from voco.data.store import Store, write_atomically
 from voco.engine.launch import launch
 from voco.engine.loop import Record
@@ -145,6 +152,11 @@ def find_job(config: FinetuneConfig, data: Sequence[Path]) -> Job:
                 f"{stores[0].path} was prepared with {stores[0].preprocessing!r}, {store.path} "
                 f"with {store.preprocessing!r}. Prepare both alike."
             )
+    if config.batch_size % config.optimizer.accumulate:
+        raise ConfigError(
+            f"batch_size {config.batch_size} does not split into optimizer.accumulate "
+            f"{config.optimizer.accumulate} equal parts. Take a multiple of it."
+        )
     segments = isinstance(config.task, SegmentationConfig)
     cases = labelled_cases(stores, "label" if segments else "target")
     split = split_cases(
@@ -176,31 +188,20 @@ def build_task(config: FinetuneConfig, job: Job) -> Segmentation | Classificatio
 
 def _batches(config: FinetuneConfig, job: Job, fabric: Fabric, done: int) -> Iterator[Any]:
     """Micro-batches from a step on."""
-    feed = Feed(
-        batch_size=config.batch_size,
-        accumulate=config.optimizer.accumulate,
-        start=done,
-        stop=config.steps,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-        workers=config.workers,
+    share = Share(
+        config.batch_size, config.optimizer.accumulate, fabric.global_rank, fabric.world_size
     )
-    task, cases = config.task, job.split.train
+    common = (job.split.train, config.intensity, config.seed, share)
+    span = (done * share.accumulate, config.steps * share.accumulate)
+    task = config.task
     if isinstance(task, ClassificationConfig):
-        volumes = VolumeDataset(
-            cases, job.targets, task.size, task.fit, config.intensity, config.seed
-        )
-        return volume_batches(volumes, feed, fabric.device)
-    crops = CropDataset(
-        cases,
-        tuple(job.classes),
-        task.roi,
-        task.crops_per_volume,
-        task.positive_share,
-        config.intensity,
-        config.seed,
+        volumes = VolumeSamples(job.targets, task.size, task.fit, *common)
+        return volume_batches(volumes, fabric.device, config.workers, *span)
+    settings = CropSettings(
+        tuple(job.classes), task.roi, task.crops_per_volume, task.positive_share
     )
-    return patch_batches(crops, feed, fabric.device)
+    crops = CropSamples(settings, *common)
+    return patch_batches(crops, fabric.device, config.workers, *span)
 
 
 def _look(

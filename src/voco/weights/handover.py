@@ -85,7 +85,7 @@ class Handover(Config):
     """Of the weight file."""
 
 
-def export(  # noqa: PLR0913 (one argument for each fact of the file)
+def export(  # noqa: PLR0913, D417 (one argument for each fact of the file, described there)
     folder: Path,
     backbone: Backbone,
     *,
@@ -109,24 +109,16 @@ def export(  # noqa: PLR0913 (one argument for each fact of the file)
         folder: Where; made if it is not there.
         backbone: The network. Only its ``trained`` parts are written.
         task_tensors: Tensors of the task that are not the network's, such as a classifier; written
-            under names that begin with ``task.``.
-
-    All others are fields of :class:`Handover`.
+            under names that begin with ``task.``. All other arguments: see :class:`Handover`.
 
     Raises:
         WeightsError: If a tensor is not finite, or nothing was trained.
     """
     prefixes: dict[Part, tuple[str, ...]] = {part: backbone.prefixes(part) for part in trained}
     content = _serialise(backbone, prefixes, task_tensors or {})
-    library = type(backbone.network)
     handover = Handover(
-        voco_version=__version__,
+        **_network(backbone),
         kind=kind,
-        backbone=backbone.config,  # pyright: ignore[reportArgumentType] (pydantic checks it)
-        out_channels=backbone.out_channels,
-        library=f"{library.__module__}.{library.__qualname__}",
-        library_version=importlib.metadata.version(library.__module__.partition(".")[0]),
-        library_arguments=backbone.library_arguments,
         trained=trained,
         prefixes=prefixes,
         method=method,
@@ -141,11 +133,7 @@ def export(  # noqa: PLR0913 (one argument for each fact of the file)
         data=data,
         weights_sha256=hashlib.sha256(content).hexdigest(),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS_FILE, content)
-    text = handover.model_dump_json(indent=2)
-    write_atomically(folder / HANDOVER_FILE, f"{text}\n".encode())
-    return Handover.model_validate_json(text)  # as it will be read: lists, where tuples were
+    return _write(folder, content, handover)
 
 
 def handover_file(path: Path) -> Path | None:
@@ -182,6 +170,26 @@ def read_handover(path: Path) -> Handover:
         return parse(Handover, values, str(file))
     except ConfigError as error:
         raise WeightsError(str(error)) from None
+
+
+def _network(backbone: Backbone) -> dict[str, Any]:
+    kind = type(backbone.network)
+    return {
+        "voco_version": __version__,
+        "backbone": backbone.config,
+        "out_channels": backbone.out_channels,
+        "library": f"{kind.__module__}.{kind.__qualname__}",
+        "library_version": importlib.metadata.version(kind.__module__.partition(".")[0]),
+        "library_arguments": backbone.library_arguments,
+    }
+
+
+def _write(folder: Path, content: bytes, handover: Handover) -> Handover:
+    text = handover.model_dump_json(indent=2)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS_FILE, content)
+    write_atomically(folder / HANDOVER_FILE, f"{text}\n".encode())
+    return Handover.model_validate_json(text)  # as it will be read: lists, where tuples were
 
 
 def _serialise(

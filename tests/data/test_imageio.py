@@ -1,6 +1,7 @@
 import gzip
 import logging
 from contextlib import suppress
+from importlib.util import find_spec
 
 import nibabel as nib
 import numpy as np
@@ -245,10 +246,26 @@ def test_a_spacing_of_zero_is_refused(tmp_path):
         read_scan(path)
 
 
+@pytest.mark.parametrize("read", [read_scan, read_label])
+def test_a_file_without_voxels_is_refused(tmp_path, read):
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 4 0 4\nElementType = MET_SHORT\n"
+    (tmp_path / "scan.mhd").write_text(f"{header}ElementDataFile = scan.raw\n")
+    (tmp_path / "scan.raw").write_bytes(b"")
+    with pytest.raises(DataError):
+        read(tmp_path / "scan.mhd")
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (40, 40, 2), (40, 40)])
 def test_what_is_too_small_for_a_volume_is_refused(tmp_path, shape):
     with pytest.raises(DataError, match=r"needs at least 3|three axes"):
         read_scan(save(tmp_path / "scan.nii", np.zeros(shape, np.int16)))
+
+
+@pytest.mark.skipif(find_spec("h5py") is not None, reason="h5py is installed: MINC 2 is read")
+def test_a_minc_2_file_says_what_it_needs(tmp_path):
+    (tmp_path / "scan.mnc").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(DataError, match="needs the package h5py"):
+        read_scan(tmp_path / "scan.mnc")
 
 
 def test_colours_are_refused(tmp_path):
@@ -306,7 +323,7 @@ def test_metres_become_millimetres(tmp_path):
     nib.save(image, tmp_path / "scan.nii")
     scan = read_scan(tmp_path / "scan.nii")
     np.testing.assert_allclose(scan.volume.grid.spacing_mm, (1, 2, 3), rtol=1e-5)
-    assert "meter" in scan.warnings[0]
+    assert "metres" in scan.warnings[0]
 
 
 def test_reading_says_nothing_on_its_own(tmp_path, caplog, capfd):

@@ -13,8 +13,10 @@ patient.
 """
 
 import hashlib
+import struct
 import tempfile
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -83,7 +85,10 @@ _UNREADABLE = (
     AttributeError,
     NotImplementedError,
     RuntimeError,
-    OverflowError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
 )
 """What pydicom raises for damaged files, seen by feeding it some."""
 

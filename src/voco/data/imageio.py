@@ -27,7 +27,9 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from jaxtyping import Float64, Shaped
 from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.freesurfer.mghformat import MGHError
+from nibabel.minc1 import MincError
+from nibabel.spatialimages import HeaderDataError, ImageDataError, SpatialImage
 
 from voco.data import dicom
 from voco.data.scan import (
@@ -47,6 +49,9 @@ Read = tuple[Shaped[np.ndarray, "*axes"], Float64[np.ndarray, "4 4"], tuple[str,
 _DAMAGED = (
     ImageFileError,
     HeaderDataError,
+    ImageDataError,
+    MGHError,
+    MincError,
     EOFError,
     OSError,
     ValueError,
@@ -59,6 +64,9 @@ _DAMAGED = (
     zlib.error,
 )
 """What nibabel raises for damaged files, seen by feeding it some."""
+
+_UNITS = {1: ("metres", 1000.0), 3: ("microns", 0.001)}
+"""NIfTI's codes of the units that are not millimetres (or nothing, which means them)."""
 
 _GZIP_FACTOR = 1100
 """No gzip stream unpacks to more than about 1032 times its length."""
@@ -190,6 +198,8 @@ def _reader(path: Path) -> Callable[[Path], Read]:
 def _channels_first(
     array: Shaped[np.ndarray, "*axes"], names: tuple[str, ...], path: Path
 ) -> Shaped[np.ndarray, "c x y z"]:
+    if array.size == 0:
+        raise DataError(f"{path}: no voxels: its sides are {array.shape}.")
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 3 and len(names) == 1:
@@ -220,10 +230,9 @@ def _read_nibabel(path: Path) -> Read:
     affine, notes = np.array(image.affine, dtype=np.float64), ()
     if isinstance(image, nib.Nifti1Pair):
         notes = _check_header(image, path)
-        unit = str(image.header.get_xyzt_units()[0])
-        if (scale := {"meter": 1000.0, "micron": 0.001}.get(unit)) is not None:
-            affine[:3] *= scale
-            notes = (*notes, f"its header counts in {unit}s; turned into mm")
+        unit, scale = _UNITS.get(int(np.asarray(image.header["xyzt_units"])) & 7, ("mm", 1.0))
+        affine[:3] *= scale
+        notes = (*notes, *([] if scale == 1 else [f"its header counts in {unit}; turned into mm"]))
     return _guarded(path, lambda: _voxels(image)), affine, notes
 
 
@@ -233,6 +242,11 @@ def _guarded(path: Path, read: Callable[[], Any]) -> Any:  # noqa: ANN401
         with warnings.catch_warnings(), _Silence("nibabel.global"):
             warnings.simplefilter("ignore")
             return read()
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{path}: reading this kind of file (MINC 2) needs the package {error.name}; install "
+            "it, or convert the file to NIfTI."
+        ) from None
     except _DAMAGED as error:
         raise DataError(f"{path}: damaged or cut off ({_brief(error)}).") from None
 
@@ -273,7 +287,7 @@ def _check_header(image: nib.Nifti1Pair, path: Path) -> tuple[str, ...]:
             f"{path}: a spacing of {', '.join(f'{s:g}' for s in spacing)} mm along x, y, z. "
             "Write the true voxel size into the header."
         )
-    return _transforms(image, spacing)
+    return _guarded(path, lambda: _transforms(image, spacing))
 
 
 def _transforms(image: nib.Nifti1Pair, spacing: Float64[np.ndarray, "3"]) -> tuple[str, ...]:

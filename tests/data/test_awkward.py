@@ -255,7 +255,7 @@ def test_a_compressed_ct_is_in_hu_where_its_labels_are():
 def test_every_ct_is_recognised_and_every_other_scan_is_not():
     places = [ROOT / "sts" / "ct", ROOT / "ct_fullfov", ROOT / "sts" / "mr_t1", ROOT / "brain_mr"]
     for place in places:
-        for source in discover(place)[0]:
+        for source in discover(place)[0][:: 5 if place.name == "ct" else 1]:
             if "OTMultiClass" in source.id:
                 continue
             scan, _ = read_source(source)
@@ -269,7 +269,7 @@ def test_all_labels_are_found_and_lie_on_the_grids_of_their_images():
     for place in ("hippocampus", "sts/ct", "sts/mr_t1", "brain_mr/pyradiomics"):
         sources, refused = discover(ROOT / place)
         assert not refused
-        for source in sources[::10]:
+        for source in sources[::20]:
             assert read_source(source)[1] is not None
         counts[place] = sum(source.label is not None for source in sources), len(sources)
     assert counts == {

@@ -54,9 +54,7 @@ def ranges(rows: Sequence[tuple[str, ChannelStatistics]]) -> Markup:
     rows = sorted(rows, key=lambda row: row[1].percentiles["50"])
     ends = np.array([[facts.percentiles[p] for p in ("0.5", "50", "99.5")] for _, facts in rows])
     tops = np.abs(ends).max(axis=1)
-    logarithmic = tops.max() > 20 * max(float(np.median(tops)), 1e-12) or (
-        tops.max() > 20 * max(float(np.percentile(tops, 5)), 1e-12)
-    )
+    logarithmic = bool(tops.max() > 20 * np.percentile(tops, 5))
     bend = np.arcsinh if logarithmic else np.asarray
     low, high = float(bend(ends).min()), float(bend(ends).max())
     if high <= low:
@@ -103,5 +101,5 @@ def _ticks(low: float, high: float, *, logarithmic: bool) -> list[float]:
     return [float(place * step) for place in range(first, int(high / step + 1e-9) + 1)]
 
 
-def _number(value: float) -> str:
+def _number(value: float | int) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -76,25 +76,28 @@ def histogram(stored: Int16[np.ndarray, "x y z"]) -> Histogram:
     return counts
 
 
-def describe(counts: Histogram, encoding: Encoding, above: float) -> ChannelStatistics:
+def describe(
+    everything: Histogram, body: Histogram, encoding: Encoding, above: float
+) -> ChannelStatistics:
     """Statistics in source units.
 
-    Minimum and maximum are of all voxels, the rest of the foreground: the voxels above a
-    threshold, or all of them where none is.
+    Minimum and maximum are of all voxels, the rest of the foreground: the voxels of the body's
+    box above a threshold, or all voxels where none is.
 
     Args:
-        counts: Of the voxels in question.
+        everything: All voxels.
+        body: Those in the box that holds the body.
         encoding: Of the stored values.
         above: The threshold, as a stored value.
     """
     stored = np.arange(_LOW, _HIGH + 1)
-    present = stored[counts > 0]
-    body = np.where(stored > above, counts, 0)
-    if not body.any():
-        body = counts
-    mean = float((stored * body).sum() / body.sum())
-    variance = float(((stored - mean) ** 2 * body).sum() / body.sum())
-    units = {name: percentile(body, float(name)) for name in _PERCENTILES}
+    present = stored[everything > 0]
+    counts = np.where(stored > above, body, 0)
+    if not counts.any():
+        counts = everything
+    mean = float((stored * counts).sum() / counts.sum())
+    variance = float(((stored - mean) ** 2 * counts).sum() / counts.sum())
+    units = {name: percentile(counts, float(name)) for name in _PERCENTILES}
     scale, offset = encoding.scale, encoding.offset
     return ChannelStatistics(
         minimum=float(present[0]) * scale + offset,

@@ -91,7 +91,6 @@ def prepare_volume(
     elif preprocessing.foreground:
         stored, classes, grid = _cut(stored, classes, grid, box)
         box = ((0, 0, 0), grid.shape)
-    inside = stored if box is None else _cut(stored, None, grid, box)[0]
     return Prepared(
         image=stored,
         label=classes,
@@ -100,7 +99,7 @@ def prepare_volume(
         modality=modality,
         scale=tuple(encoding.scale for encoding in encodings),
         offset=tuple(encoding.offset for encoding in encodings),
-        statistics=_statistics(inside, encodings, above),
+        statistics=_statistics(stored, box, encodings, above),
         foreground=box,
         class_voxels={} if classes is None else count_classes(classes),
         warnings=tuple(warnings),
@@ -276,11 +275,17 @@ def _prepare_label(label: Volume, grid: Grid, shape: Shape3) -> Integer[np.ndarr
 
 
 def _statistics(
-    inside: Int16[np.ndarray, "c x y z"], encodings: Sequence[Encoding], above: Sequence[float]
+    stored: Int16[np.ndarray, "c x y z"],
+    box: Box | None,
+    encodings: Sequence[Encoding],
+    above: Sequence[float],
 ) -> tuple[ChannelStatistics, ...]:
-    rows = zip(inside, encodings, above, strict=True)
+    (x0, y0, z0), (x1, y1, z1) = box or ((0, 0, 0), stored.shape[1:])
+    body = stored[:, x0:x1, y0:y1, z0:z1]
+    rows = zip(stored, body, encodings, above, strict=True)
     return tuple(
-        describe(histogram(channel), encoding, threshold) for channel, encoding, threshold in rows
+        describe(histogram(channel), histogram(part), encoding, threshold)
+        for channel, part, encoding, threshold in rows
     )
 
 

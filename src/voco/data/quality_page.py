@@ -172,7 +172,7 @@ def _spread(cases: Sequence[Case], most: int) -> Sequence[Case]:
     return cases[::every]
 
 
-def _short(number: float) -> str:
+def _short(number: float | int) -> str:
     for unit in ("", "k", "M", "G", "T"):
         if number < 1000:
             return f"{number:.3g} {unit}"

@@ -3,9 +3,8 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -233,12 +232,14 @@ def _side_by_side(
     with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         # joblib's declared types lag behind its documentation.
         pool: Any = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=workers)  # pyright: ignore[reportArgumentType]
-        run = delayed(partial(_numbered, store=store))
-        yield from pool(run(number, job) for number, job in list(jobs.items()))
+        run = delayed(_numbered)
+        yield from pool(run(take, number, job, store) for number, job in list(jobs.items()))
 
 
-def _numbered(number: int, job: Job, store: Path) -> tuple[int, Outcome]:
-    return number, take(job, store)
+def _numbered(
+    run: Callable[[Job, Path], Outcome], number: int, job: Job, store: Path
+) -> tuple[int, Outcome]:
+    return number, run(job, store)
 
 
 def _alone(job: Job, store: Path) -> Outcome:

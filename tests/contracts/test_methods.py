@@ -12,7 +12,6 @@ from processes import WORLD, in_two_processes
 from pydantic import TypeAdapter
 from tiny import TinyConfig, step_at
 
-from voco.backbones import BackboneSettings
 from voco.config import parse, read_yaml, to_yaml
 from voco.errors import ConfigError
 from voco.method import Method, MethodConfig
@@ -29,23 +28,6 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
-
-BACKBONES: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
-    "swin_unetr": ({"feature_size": 12, "depths": (1, 1, 1, 1)}, (64, 64, 64)),
-    "unet": ({"features": (4, 6, 8, 10, 12, 5)}, (32, 32, 32)),
-    "unetr": (
-        {
-            "size": (32, 32, 48),
-            "feature_size": 4,
-            "hidden_size": 12,
-            "mlp_dim": 8,
-            "num_heads": 2,
-        },
-        (32, 32, 48),
-    ),
-    "resenc_unet": ({"features": (4, 6, 8), "blocks": (1, 2, 1)}, (8, 8, 12)),
-}
-"""Small settings of each backbone, and a size that it takes."""
 
 CASES = [(name, index) for name, many in SMALL.items() for index in range(len(many))]
 every = pytest.mark.parametrize(
@@ -276,26 +258,6 @@ def test_a_size_the_backbone_cannot_take_is_refused_at_once(name, index):
     backbone.fixed_size = (20, 20, 20)
     with pytest.raises(ConfigError, match=r"\(20, 20, 20\)"):
         settings.build(backbone)
-
-
-@pytest.mark.parametrize("backbone_name", BACKBONES)
-@pytest.mark.parametrize("name", SMALL)
-def test_every_backbone_is_trained_as_far_as_it_is_used(name, backbone_name):
-    values, size = BACKBONES[backbone_name]
-    backbone = TypeAdapter(BackboneSettings).validate_python(
-        {"name": backbone_name, "in_channels": 2, **values}
-    )
-    # Of a batch of one, so that real networks do not take long.
-    settings = settings_of(name, 0, crop=size, grid=(2, 1, 1), query_count=1)
-    method = settings.build(backbone.build())
-    outcome = method(torch.rand(1, 2, *method.window), step_at())
-    torch.stack(list(outcome.losses.values())).sum().backward()
-    for parameter_name, parameter in method.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
-    encoder = method.handover().encoder_prefixes
-    for parameter_name, parameter in method.handover().network.named_parameters():
-        used = parameter_name.startswith(encoder)
-        assert used or not parameter.requires_grad or method.trains_decoder, parameter_name
 
 
 # ---- two processes ----------------------------------------------------------------------------

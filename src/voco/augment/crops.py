@@ -4,35 +4,40 @@ from jaxtyping import Float
 from torch import Tensor
 
 from voco.augment.intensity import draw_shifts, shift
-from voco.augment.spatial import draw_flips, draw_turns, flip, turn
+from voco.augment.spatial import draw_flips, draw_turns, flip, resize, turn
 from voco.draws import Draws
-from voco.shapes import Crops
+from voco.shapes import Crops, Shape3
 
 
 def augmented(
     crops: Crops,
     draws: Draws,
     *,
+    size: Shape3 | None = None,
     flip_probability: float,
     turn_probability: float,
     shift_probability: float,
     shift_strength: float,
 ) -> Crops:
-    """Mirrored, turned and shifted crops; see the functions of these names.
+    """Resampled, mirrored, turned and shifted crops.
 
     Args:
         crops: Crops of this process's volumes.
         draws: The random numbers of the step.
+        size: What the crops are resampled to first; ``None`` leaves their size.
         flip_probability: Of mirroring, for each axis.
         turn_probability: Of a turn in the x-y plane; a half turn where its sides differ.
         shift_probability: Of a shift of the intensities.
         shift_strength: Its largest size.
     """
-    volumes, count, _, x, y, _ = crops.shape
+    volumes, count = crops.shape[:2]
+    flat = crops.flatten(0, 1)
+    flat = flat if size is None else resize(flat, size)
+    square = flat.shape[2] == flat.shape[3]
     flips = draw_flips(draws, volumes, count, flip_probability)
-    turns = draw_turns(draws, volumes, count, turn_probability, square=x == y)
+    turns = draw_turns(draws, volumes, count, turn_probability, square=square)
     shifts = draw_shifts(draws, volumes, count, shift_strength, shift_probability)
-    flat = turn(flip(crops.flatten(0, 1), flips.flatten(0, 1)), turns.flatten())
+    flat = turn(flip(flat, flips.flatten(0, 1)), turns.flatten())
     return shift(flat, shifts.flatten()).unflatten(0, (volumes, count))
 
 

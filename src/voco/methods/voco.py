@@ -19,18 +19,15 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 
 from voco.augment.crops import augmented, draw_kept
-from voco.augment.spatial import resize
 from voco.backbone import Backbone
 from voco.draws import Draws
+from voco.embedding import Embedder, Levels
 from voco.errors import ConfigError
 from voco.geometry import boxes_at, crop, grid_boxes, overlap
 from voco.method import Method, MethodConfig, Panel, boxes_panel, grey, middle_slices
 from voco.nn.ema import distance, follow, teacher_of
-from voco.nn.freeze import freeze_unreached
 from voco.nn.gather import following_rows, world_size
-from voco.nn.heads import projector
 from voco.nn.health import effective_rank, position_chance, share_health
-from voco.nn.pooling import pooled
 from voco.nn.volume_contrast import (
     PAIR_GRADIENT,
     PairGradient,
@@ -55,7 +52,7 @@ class Choices(NamedTuple):
     crop: Shape3 = (64, 64, 64)
     resize: Shape3 | None = None
     query_count: int = 2
-    levels: Literal["backbone", "last"] = "backbone"
+    levels: Levels = "backbone"
     hidden: int = 2048
     width: int = 2048
     shift_probability: float = 0.1
@@ -105,22 +102,22 @@ class VoCoConfig(MethodConfig):
     the window grows by it. Must be below the random crop's size, so that every crop touches the
     grid."""
     flip_probability: float = Field(0.2, ge=0, le=1)
-    """Of mirroring a crop along an axis, for each axis alone (v1, v2)."""
+    """Of mirroring a crop along an axis, for each axis alone (v1, v2; else unconfirmed)."""
     turn_probability: float = Field(0.2, ge=0, le=1)
-    """Of turning a crop by 90, 180 or 270 degrees in the x-y plane (v1, v2); by 180 where x and y
-    sides differ."""
+    """Of turning a crop by 90, 180 or 270 degrees in the x-y plane (v1, v2; else unconfirmed); by
+    180 where x and y sides differ."""
     shift_probability: float | None = Field(None, ge=0, le=1)
     """Of shifting a crop's intensities. Own: v1 0.1, v2 0.5; paper and v0 0.1, unconfirmed."""
     shift: float = Field(0.1, ge=0)
     """Largest shift of intensities, in units of the network's input (v1, v2)."""
-    levels: Literal["backbone", "last"] | None = None
+    levels: Levels | None = None
     """Which levels of the pyramid are averaged over space and joined: those the ``backbone``
     names, or the ``last``. Own: v0 the last; v1 and v2 the backbone's; so too for the paper,
     which does not say."""
     hidden: PositiveInt | None = None
-    """Width of the projector's two hidden layers. Own: 2048; v2 1024."""
+    """Width of the projector's two hidden layers. Own: 2048 (unconfirmed for paper); v2 1024."""
     width: PositiveInt | None = None
-    """Length of an embedding. Own: 2048; v2 1024."""
+    """Length of an embedding. Own: 2048 (unconfirmed for paper); v2 1024."""
     crop_dropout: float | None = Field(None, ge=0, lt=1)
     """Probability of zeroing a crop's pooled features before the student's projector (the others
     are scaled up). Own: 0; v2 0.2."""
@@ -220,7 +217,14 @@ class VoCo(Method):
         self.window = _window(chosen, config.margin)
         for size in {chosen.resize or chosen.crop, chosen.resize or self.query_crop}:
             backbone.check_size(size)
-        self.student = Embedder(backbone, config)
+        self.student = Embedder(
+            backbone,
+            levels=chosen.levels,
+            widths=(chosen.hidden, chosen.hidden, chosen.width),
+            size=chosen.resize or chosen.crop,
+            at_once=config.crops_at_once,
+            std=0.02 if config.variant == "v0" else None,
+        )
         self.teacher = self._teacher()
         chance = position_chance(self.base_boxes(), self.query_crop, self.window)
         self.register_buffer("position_chance", chance, persistent=False)
@@ -231,12 +235,14 @@ class VoCo(Method):
 
     def query_boxes(self, count: int, step: Step) -> Int64[Tensor, "b q 2 3"]:
         """Where the random crops of ``count`` volumes lie in their windows."""
-        return self._query_boxes(count, self._view_draws(step))
+        places = step.draws.child(1).uniform(count, self.chosen.query_count, 3)
+        boxes = boxes_at(places.flatten(0, 1), self.query_crop, self.window)
+        return boxes.unflatten(0, (count, self.chosen.query_count))
 
     def views(self, volumes: Volumes, step: Step) -> Views:
         """Cut, resample and augment the crops, each on its own; where the volumes are."""
-        draws = self._view_draws(step)
-        queries = self._query_boxes(len(volumes), draws)
+        draws = step.draws.child(2)
+        queries = self.query_boxes(len(volumes), step)
         bases = repeat(self.base_boxes(), "k two three -> b k two three", b=len(volumes))
         return Views(
             self._augmented(crop(volumes, queries), draws),
@@ -274,21 +280,11 @@ class VoCo(Method):
         self.train(training)
         return self._panels(volumes[:1], views, predicted, self.query_boxes(1, step)[0])
 
-    def _view_draws(self, step: Step) -> Draws:
-        return step.draws.child(1)
-
-    def _query_boxes(self, count: int, draws: Draws) -> Int64[Tensor, "b q 2 3"]:
-        places = draws.uniform(count, self.chosen.query_count, 3)
-        boxes = boxes_at(places.flatten(0, 1), self.query_crop, self.window)
-        return boxes.unflatten(0, (count, self.chosen.query_count))
-
     def _augmented(self, crops: Crops, draws: Draws) -> Crops:
-        if self.chosen.resize:
-            counts = crops.shape[:2]
-            crops = resize(crops.flatten(0, 1), self.chosen.resize).unflatten(0, counts)
         return augmented(
             crops,
             draws,
+            size=self.chosen.resize,
             flip_probability=self.config.flip_probability,
             turn_probability=self.config.turn_probability,
             shift_probability=self.chosen.shift_probability,
@@ -319,7 +315,7 @@ class VoCo(Method):
         """What the pooled features of each crop are multiplied by; rows as of the features."""
         rate = self.chosen.crop_dropout if self.training else 0.0
         volumes, queries, bases = shares.shape
-        kept = draw_kept(step.draws.child(2), volumes, queries + bases, rate)
+        kept = draw_kept(step.draws.child(3), volumes, queries + bases, rate)
         parts, _ = pack([kept[:, :queries].flatten(), kept[:, queries:].flatten()], "*")
         return parts[:, None]
 
@@ -335,6 +331,7 @@ class VoCo(Method):
     def losses(
         self, student: Embedded, teacher: Embedded | None, predicted: Tensor, shares: Tensor
     ) -> Losses:
+        """The losses by name, of embeddings, predicted shares (:meth:`predicted`) and true ones."""
         variant, weight = self.config.variant, self.config.regularization_weight
         alike = regularization_loss(student.bases, variant, pair_gradient=self.chosen.pair_gradient)
         prediction = self._prediction_loss(predicted, shares)
@@ -399,34 +396,6 @@ class VoCo(Method):
         return panels
 
 
-class Embedder(nn.Module):
-    """A backbone, its levels averaged over space and joined, and a projector."""
-
-    def __init__(self, backbone: Backbone, config: VoCoConfig) -> None:
-        super().__init__()
-        chosen = config.choices()
-        last = (len(backbone.channels) - 1,)
-        self.levels = backbone.embedding_levels if chosen.levels == "backbone" else last
-        self.crops_at_once = config.crops_at_once
-        self.backbone = backbone
-        features = sum(backbone.channels[level] for level in self.levels)
-        self.projector = projector(
-            (features, chosen.hidden, chosen.hidden, chosen.width),
-            std=0.02 if config.variant == "v0" else None,
-        )
-        shape = (1, _input_channels(backbone), *(chosen.resize or chosen.crop))
-        crops = [torch.zeros(shape, device="meta")]
-        freeze_unreached(backbone, lambda probe: pooled(probe.encode, crops, self.levels))
-
-    def forward(self, *crops: Float[Tensor, "_ c _ _ _"]) -> Float[Tensor, "n e"]:
-        """Embeddings of crops."""
-        return self.projector(self.pool(*crops))
-
-    def pool(self, *crops: Float[Tensor, "_ c _ _ _"]) -> Float[Tensor, "n e"]:
-        """Pooled features of crops, one row each."""
-        return pooled(self.backbone.encode, crops, self.levels, at_once=self.crops_at_once)
-
-
 def _split(rows: Float[Tensor, "n e"], views: Views) -> Embedded:
     """Rows of all random crops and then of all base crops, by volume."""
     volumes, queries, bases = views.overlap.shape
@@ -442,8 +411,3 @@ def _window(chosen: Choices, margin: Shape3) -> Shape3:
         for cells, side, edge in zip(chosen.grid, chosen.crop, margin, strict=True)
     )
     return (x, y, z)
-
-
-def _input_channels(backbone: Backbone) -> int:
-    """Channels of the first kernel of the network."""
-    return next(tensor for tensor in backbone.network.parameters() if tensor.ndim == 5).shape[1]

@@ -1,0 +1,66 @@
+"""From crops to embeddings: a backbone, its levels pooled, and a projector."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from voco.backbone import Backbone
+from voco.nn.freeze import freeze_unreached
+from voco.nn.heads import projector
+from voco.nn.pooling import pooled
+from voco.shapes import Shape3
+
+Levels = Literal["backbone", "last"]
+"""Which levels of a pyramid are pooled: those the backbone names, or the last."""
+
+
+class Embedder(nn.Module):
+    """A backbone, its levels averaged over space and joined, and a projector.
+
+    What of the backbone does not lead to those levels (decoder and output layer, and whatever
+    else) is frozen.
+
+    Args:
+        backbone: The network.
+        levels: Which levels are pooled.
+        widths: Of the projector's hidden layers and of its output.
+        size: Voxels of a crop.
+        at_once: Crops that pass through the backbone together; ``None`` is all.
+        std: Of the projector's first weights; ``None`` starts as torch does.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        levels: Levels,
+        widths: Sequence[int],
+        size: Shape3,
+        at_once: int | None = None,
+        std: float | None = None,
+    ) -> None:
+        super().__init__()
+        last = (len(backbone.channels) - 1,)
+        self.levels = backbone.embedding_levels if levels == "backbone" else last
+        self.at_once = at_once
+        self.backbone = backbone
+        features = sum(backbone.channels[level] for level in self.levels)
+        self.projector = projector((features, *widths), std=std)
+        crops = [torch.zeros(1, _input_channels(backbone), *size, device="meta")]
+        freeze_unreached(backbone, lambda probe: pooled(probe.encode, crops, self.levels))
+
+    def forward(self, *crops: Float[Tensor, "_ c _ _ _"]) -> Float[Tensor, "n e"]:
+        """Embeddings of crops, one row each."""
+        return self.projector(self.pool(*crops))
+
+    def pool(self, *crops: Float[Tensor, "_ c _ _ _"]) -> Float[Tensor, "n e"]:
+        """Pooled features of crops, one row each."""
+        return pooled(self.backbone.encode, crops, self.levels, at_once=self.at_once)
+
+
+def _input_channels(backbone: Backbone) -> int:
+    """Channels of the first kernel of the network."""
+    return next(tensor for tensor in backbone.network.parameters() if tensor.ndim == 5).shape[1]

@@ -116,7 +116,7 @@ def draw_patient(protocol: Protocol, rng: np.random.Generator) -> Patient:
         protocol=protocol,
         bottom_mm=float(rng.uniform(*low)),
         top_mm=float(rng.uniform(*high)),
-        view_mm=float(widest * rng.uniform(0.98, 1.1)),
+        view_mm=float(max(330.0, widest * rng.uniform(0.98, 1.1))),
         centre_mm=(float(rng.normal(0, 6)), float(rng.normal(-14, 6))),
         table_mm=float(rng.integers(-900, -200)),
         phase=phase,

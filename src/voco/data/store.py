@@ -124,6 +124,8 @@ class Case(Config):
     """Of the label's file in the store; empty where the case has no label."""
     revision: int = 0
     """How often it was made anew because its source changed; the highest counts."""
+    gone: bool = False
+    """Whether its source changed into something that cannot be taken; it is no case any more."""
 
     @property
     def grid(self) -> Grid:
@@ -180,19 +182,29 @@ class Store:
             folder.mkdir(exist_ok=True)
         return store
 
-    @cached_property
+    @property
     def cases(self) -> Mapping[str, Case]:
-        """Cases by id, in the order in which they were added; of one id the latest revision.
+        """Cases by id, in the order in which they were added.
 
         Raises:
             StoreError: If a line is damaged.
         """
+        return self._cases[0]
+
+    @property
+    def gone(self) -> Mapping[str, Case]:
+        """Cases whose source changed into something that cannot be taken."""
+        return self._cases[1]
+
+    @cached_property
+    def _cases(self) -> tuple[Mapping[str, Case], Mapping[str, Case]]:
         cases: dict[str, Case] = {}
         for file in [self.path / "cases.jsonl", *self._parts()]:
             for case in _read_cases(file):
                 if case.id not in cases or case.revision >= cases[case.id].revision:
                     cases[case.id] = case
-        return cases
+        here = {name: case for name, case in cases.items() if not case.gone}
+        return here, {name: case for name, case in cases.items() if case.gone}
 
     @cached_property
     def digest(self) -> str:
@@ -256,7 +268,8 @@ class Store:
         """Bring all parts into ``cases.jsonl``; while no other process adds to the store."""
         parts = self._parts()
         if parts:
-            lines = "".join(case.model_dump_json() + "\n" for case in self.cases.values())
+            cases = [*self.cases.values(), *self.gone.values()]
+            lines = "".join(case.model_dump_json() + "\n" for case in cases)
             write_atomically(self.path / "cases.jsonl", lines.encode())
             for file in parts:
                 file.unlink()
@@ -288,7 +301,7 @@ class Store:
         return sorted(self.path.glob("cases-*.jsonl"))
 
     def _forget(self) -> None:
-        self.__dict__.pop("cases", None)
+        self.__dict__.pop("_cases", None)
         self.__dict__.pop("digest", None)
 
     def _head(self) -> dict[str, Any]:

@@ -14,31 +14,37 @@ VALUES = {0: "background", 205: "dark", 420: "bright"}
 """Label values and their names; the numbers are far apart on purpose."""
 
 
-def blob(number, shape=(24, 24, 24), channels=1):
-    """Noise with two balls, darker and brighter than it: image and label."""
+def blob(number, shape=(24, 24, 24), channels=1, spacing_mm=(1.0, 1.0, 1.0)):
+    """Noise with two balls, darker and brighter than it: image and label on a RAS grid."""
     rng = np.random.default_rng(number)
     image = rng.normal(0, 10, (channels, *shape))
     label = np.zeros(shape, np.int16)
-    places = np.stack(np.indices(shape), axis=-1)
-    half = np.asarray(shape) // 2
+    places_mm = np.moveaxis(np.indices(shape), 0, -1) * spacing_mm
+    size_mm = np.asarray(shape) * spacing_mm
     for sign, value in ((-1, 205), (1, 420)):
-        middle = rng.uniform(6, np.asarray(shape) - 6)
-        middle[0] = rng.uniform(5, half[0] - 3) + (half[0] if sign > 0 else 0)
-        inside = np.linalg.norm(places - middle, axis=-1) < rng.uniform(3.5, 5)
+        middle = rng.uniform(6, size_mm - 7)
+        middle[0] = rng.uniform(5, size_mm[0] / 2 - 3) + (size_mm[0] / 2 if sign > 0 else 0)
+        inside = np.linalg.norm(places_mm - middle, axis=-1) < rng.uniform(3.5, 5)
         label[inside] = value
         image[:, inside] += sign * 100
     return np.round(image).astype(np.int16), label
 
 
-def blob_store(path: Path, count=8, *, channels=1, shape=(24, 24, 24)) -> Path:
-    """A store of blobs with a class per case, which its brightness tells."""
-    store = Store.create(path, Preprocessing())
-    for number in range(count):
+def raised(image):
+    """The image with a bright upper third: another class of scan."""
+    third = image.shape[-1] // 3
+    return np.concatenate([image[..., : 2 * third], image[..., 2 * third :] + 40], axis=-1)
+
+
+def blob_store(path: Path, count=8, *, first=0, channels=1, shape=(24, 24, 24)) -> Path:
+    """A store of blobs with a class per case: every other one is raised."""
+    store = Store.create(path, Preprocessing(spacing_mm=(1, 1, 1)))
+    for number in range(first, first + count):
         image, label = blob(number, shape, channels)
-        image = image + 60 * (number % 2)
+        image = raised(image) if number % 2 else image
         grid = Grid(shape, np.diag([1.0, 1, 1, 1]))
         ready = prepare_volume(
-            Volume(image.astype(np.int16), grid),
+            Volume(image, grid),
             store.preprocessing,
             modality="MR",
             label=Volume(label[None], grid),

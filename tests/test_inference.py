@@ -127,3 +127,9 @@ def test_large_results_are_kept_in_half_precision(monkeypatch):
     logits = all_logits(lambda volumes: volumes * 1e6, torch.ones(1, 4, 4, 4), Windows((4, 4, 4)))
     assert logits.dtype == torch.float16
     assert bool(torch.isfinite(logits).all())
+
+
+def test_no_gradients_are_kept():
+    network = nn.Conv3d(1, 2, 3, padding=1)
+    logits = all_logits(network, torch.randn(1, 9, 8, 8), Windows((6, 6, 6)))
+    assert not logits.requires_grad

@@ -134,6 +134,7 @@ def class_probabilities(
     return torch.stack([task.scores(copy)[0].float().softmax(0) for copy in copies]).mean(0)
 
 
+@torch.no_grad()
 def mirrored(network: Network, volumes: Volumes, axes: tuple[int, ...]) -> Level:
     """What a network says of volumes, averaged over all mirrored copies (axis 0 is x)."""
     subsets = _subsets(axes)
@@ -156,7 +157,6 @@ def starts(side: int, window: int, overlap: float) -> list[int]:
     return [*range(0, side - window, step), side - window]
 
 
-@torch.no_grad()
 def _slabs(
     network: Network, volume: Float[Tensor, "c x y z"], windows: Windows
 ) -> Iterator[tuple[slice, Float[Tensor, "k _ y z"]]]:

@@ -152,11 +152,6 @@ def find_job(config: FinetuneConfig, data: Sequence[Path]) -> Job:
                 f"{stores[0].path} was prepared with {stores[0].preprocessing!r}, {store.path} "
                 f"with {store.preprocessing!r}. Prepare both alike."
             )
-    if config.batch_size % config.optimizer.accumulate:
-        raise ConfigError(
-            f"batch_size {config.batch_size} does not split into optimizer.accumulate "
-            f"{config.optimizer.accumulate} equal parts. Take a multiple of it."
-        )
     segments = isinstance(config.task, SegmentationConfig)
     cases = labelled_cases(stores, "label" if segments else "target")
     split = split_cases(

@@ -91,8 +91,8 @@ def predict(
         out: Folder to write.
         overwrite: Replace what is there.
         flips: Average over mirrored copies, along the axes that the task allows.
-        probabilities: Also write the probability of every class into ``probabilities/``, as the fourth axis
-            of a file per scan.
+        probabilities: Also write the probability of every class, as the fourth axis of a file
+            per scan in ``probabilities/``.
         modality: What the scans are, for formats that do not say.
         device: Such as ``cuda:1``; the GPU if there is one, else the CPU, for ``None``.
 
@@ -117,7 +117,7 @@ def predict(
                 _segment(model, case, prepared, out, flips=flips, maps=probabilities)
             else:
                 done[source.id] = _classify(model, case, prepared, flips=flips)
-        except (VocoError, MemoryError, OSError) as error:
+        except (VocoError, MemoryError, torch.OutOfMemoryError, OSError) as error:
             done.pop(source.id, None)
             failures.append((str(source.images[0]), str(error) or "not enough memory"))
     _write_names(model.handover, out)
@@ -163,12 +163,16 @@ def _find(scans: Sequence[Path]) -> tuple[list[Source], list[tuple[str, str]]]:
     """Scans in all places, labels left aside, and what was refused.
 
     Raises:
-        DataError: If a place is missing or holds nothing, or two scans have the same name.
+        DataError: If nothing is there at all, or two scans have the same name.
     """
     sources: dict[str, Source] = {}
     failures: list[tuple[str, str]] = []
     for place in scans:
-        found, refused = discover(Path(place))
+        try:
+            found, refused = discover(Path(place))
+        except DataError as error:
+            failures.append((str(place), str(error)))
+            continue
         failures += [(str(item.path), item.reason) for item in refused]
         for source in found:
             other = sources.get(source.id)

@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import Positional
 
 from voco import __version__
-from voco.errors import ConfigError, UsageError, VocoError
+from voco.errors import ConfigError, DataError, Interrupted, StoreError, UsageError, VocoError
 
 if TYPE_CHECKING:
     from voco.config import Config
@@ -34,10 +34,15 @@ def main(arguments: Words | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         return _dispatch(words)
+    except Interrupted as stop:
+        return _complain(str(stop), debug, stop.status)
     except KeyboardInterrupt:
         return _complain("interrupted; what was finished is whole.", debug, INTERRUPTED)
     except (UsageError, ConfigError) as error:
         return _complain(str(error), debug, USAGE)
+    except (DataError, StoreError) as error:
+        # Each process reads scans of its own, so each speaks for itself.
+        return _complain(str(error), debug, INCOMPLETE, everywhere=True)
     except VocoError as error:
         return _complain(str(error), debug, INCOMPLETE)
     except OSError as error:
@@ -47,11 +52,11 @@ def main(arguments: Words | None = None) -> int:
         return _complain(f"internal error, please report it: {what}", debug, INCOMPLETE)
 
 
-def _complain(message: str, debug: bool, status: int) -> int:  # noqa: FBT001
+def _complain(message: str, debug: bool, status: int, *, everywhere: bool = False) -> int:  # noqa: FBT001
     if debug:
         traceback.print_exc()
     # Several processes of one run would say the same thing.
-    if os.environ.get("RANK", "0") == "0":
+    if everywhere or os.environ.get("RANK", "0") == "0":
         hint = "" if debug or status != INCOMPLETE else "\n(--debug shows where)"
         print(f"voco: {message}{hint}", file=sys.stderr)
     return status

@@ -67,9 +67,9 @@ class Ledger:
                 continue
             what = "the gradient norm" if name == NORM else f"the loss '{name}'"
             raise TrainingError(
-                f"step {number + 1}: {what} is {value}. Nothing was written after it: the last "
-                "checkpoint is sound. A lower optimizer.lr, a longer optimizer.warmup_steps or "
-                "precision float32 usually helps; 'voco verify' checks the store."
+                f"step {number + 1}: {what} is {value}. Nothing was written after it. A lower "
+                "optimizer.lr, a longer optimizer.warmup_steps or precision float32 usually "
+                "helps; 'voco verify' checks the store."
             )
 
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,9 @@ _PACKAGES = (
     "blosc2",
     "safetensors",
 )
+
+_DRAFT = re.compile(r"\.[a-z]+\.(yaml|json|jsonl|safetensors)\.\d+")
+"""Names under which files are written before they are renamed."""
 
 Answer = TypeVar("Answer")
 
@@ -143,8 +147,10 @@ def _open(
     resume: bool,
     overwrite: bool,
 ) -> bool:
+    _sweep(path)
     is_run = (path / "environment.json").is_file()
-    if path.is_dir() and any(path.iterdir()) and not is_run:
+    # A recipe alone is a run that was killed while it began.
+    if path.is_dir() and not is_run and any(file.name != "recipe.yaml" for file in path.iterdir()):
         raise UsageError(f"{path}: is not empty, and is not a run. Choose another folder.")
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path}: is a file; a folder is needed.")
@@ -161,7 +167,7 @@ def _open(
             "another folder."
         )
     if is_run:
-        shutil.rmtree(path)
+        _empty(path)
     if resume:
         print(f"voco: no run in {path} yet; starting one.", file=sys.stderr)  # noqa: T201
     path.mkdir(parents=True, exist_ok=True)
@@ -170,6 +176,24 @@ def _open(
     # Last: only a folder that has it is a run.
     write_atomically(path / "environment.json", json.dumps(environment, indent=2).encode())
     return False
+
+
+def _sweep(path: Path) -> None:
+    """Remove drafts of files that killed processes left behind."""
+    for file in path.glob(".*"):
+        if _DRAFT.fullmatch(file.name):
+            file.unlink()
+
+
+def _empty(path: Path) -> None:
+    """Remove what is in a run folder; what makes it one last, so that it can be tried again."""
+    mark = path / "environment.json"
+    for file in path.iterdir():
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        elif file != mark:
+            file.unlink()
+    mark.unlink()
 
 
 def _compare(path: Path, config: TrainingConfig, facts: Mapping[str, Any]) -> None:

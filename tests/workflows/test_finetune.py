@@ -52,6 +52,7 @@ def test_a_run_folder_is_complete(short_run):
         "validation.csv",
         "weights.safetensors",
         "handover.json",
+        "views.png",
     }
     handover = read_handover(short_run)
     assert handover.kind == "segmentation"
@@ -135,6 +136,7 @@ def test_weights_of_another_backbone_are_refused_with_both_values(store, short_r
     wider = recipe(backbone=NETWORK | {"features": [8, 24]})
     with pytest.raises(WeightsError, match=r"features.*\(8, 16\).*\(8, 24\)"):
         finetune(wider, [store], short_run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_intensity_than_the_weights_saw_is_recorded(store, short_run, tmp_path):

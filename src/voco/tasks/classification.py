@@ -15,12 +15,15 @@ from voco.config import Config
 from voco.data.patches import Targets
 from voco.draws import Draws
 from voco.errors import ConfigError
+from voco.method import Panel, middle_slices
 from voco.nn.freeze import freeze_unreached
 from voco.nn.pooling import pooled
 from voco.shapes import Shape3, Volumes
 from voco.task import Outcome, Step, Task
 
 _LARGEST_LOGIT = 1e4
+_SHOWN = 16
+"""Volumes in a picture."""
 
 
 class ClassificationConfig(Config):
@@ -89,6 +92,14 @@ class Classification(Task[Targets]):
             loss = F.cross_entropy(logits, batch.classes, weight=self._weights(logits))
         right = (scores.detach().argmax(dim=1) == batch.classes).float().mean()
         return Outcome({"ce": loss}, {"accuracy": right})
+
+    def show(self, batch: Targets, step: Step) -> list[Panel]:
+        """Pictures of the first augmented volumes."""
+        images = middle_slices(augment(batch.volumes, self.config, step.draws), _SHOWN)
+        numbers = batch.classes.tolist()
+        return [
+            Panel(f"class {number}", image) for number, image in zip(numbers, images, strict=False)
+        ]
 
     def scores(self, volumes: Volumes) -> Float[Tensor, "b k"]:
         """One number per class, before softmax."""

@@ -20,12 +20,16 @@ from voco.backbone import Backbone
 from voco.config import Config
 from voco.data.patches import Patches
 from voco.draws import Draws
+from voco.method import Panel, middle_slices
 from voco.nn.freeze import freeze_unreached
 from voco.shapes import Level, Shape3, Volumes
 from voco.task import Outcome, Step, Task
 
 _LARGEST_LOGIT = 1e4
 """Logits are cut here: softmax is saturated long before, and differences stay finite."""
+
+_SHOWN = 8
+"""Crops in a picture."""
 
 
 class SegmentationConfig(Config):
@@ -111,6 +115,17 @@ class Segmentation(Task[Patches]):
         with torch.autocast(logits.device.type, enabled=False):
             losses = self._losses(logits, labels)
         return Outcome(losses, {"dice_score": hard_dice(logits.detach(), labels)})
+
+    def show(self, batch: Patches, step: Step) -> list[Panel]:
+        """Pictures of the first augmented crops, and the classes of their voxels."""
+        crops, labels = augment(batch, self.config, step.draws)
+        classes = labels[:, None] / max(1, self.backbone.out_channels - 1)
+        pairs = zip(middle_slices(crops, _SHOWN), middle_slices(classes, _SHOWN), strict=True)
+        return [
+            Panel(f"{what} {number}", image)
+            for number, pair in enumerate(pairs)
+            for what, image in zip(("crop", "classes"), pair, strict=True)
+        ]
 
     def _losses(self, logits: Level, labels: Int64[Tensor, "b _ _ _"]) -> dict[str, Tensor]:
         config = self.config

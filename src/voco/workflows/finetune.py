@@ -29,14 +29,16 @@ from voco.data.patches import (
     volume_batches,
 )
 from voco.data.store import Store, write_atomically
+from voco.draws import Draws
 from voco.engine.launch import launch
 from voco.engine.loop import Record
 from voco.engine.optimizer import build_optimizer
-from voco.engine.run import Run, first_does, open_run
+from voco.engine.run import first_does, open_run
 from voco.engine.session import train
 from voco.errors import ConfigError, StoreError
 from voco.evaluation.tables import Score, number_text, read_rows, write_rows
 from voco.recipes import FinetuneConfig
+from voco.task import Step
 from voco.tasks.classification import Classification, ClassificationConfig
 from voco.tasks.segmentation import Segmentation, SegmentationConfig
 from voco.validation import figures, score_cases, summarise
@@ -104,32 +106,29 @@ def finetune(
         UsageError: If the run folder may not be written.
     """
     job = find_job(config, data)
+    task, accounting = start(config, job, weights)
     fabric = launch(config.precision)
     facts = {"stores": [store.digest for store in job.stores], "weights": _digest(weights)}
     run = open_run(fabric, out, config, facts, resume=resume, overwrite=overwrite)
     if run.finished:
         return out
-    task = build_task(config, job)
-    accounting = None
-    if weights is not None:
-        accounting = transfer(task.backbone, weights, expected_share=config.expected_share)
-    first_does(fabric, lambda: _write_notes(run, config, job, weights, accounting))
-    encoder = tuple(f"backbone.network.{prefix}" for prefix in task.backbone.encoder_prefixes)
-    if config.encoder_lr_share == 0:
-        for name, parameter in task.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and not name.startswith(encoder))
+    first_does(fabric, lambda: _write_notes(out, config, job, weights, accounting))
+    first_does(fabric, lambda: _draw_views(config, job, task, out))
     optimizer = build_optimizer(
         config.optimizer,
         task,
-        share=lambda name: config.encoder_lr_share if name.startswith(encoder) else 1.0,
+        share=lambda name: config.encoder_lr_share if _in_encoder(name, task) else 1.0,
         fused=config.precision != "fp16-mixed",
+    )
+    share = Share(
+        config.batch_size, config.optimizer.accumulate, fabric.global_rank, fabric.world_size
     )
     train(
         fabric,
         run,
         task,
         optimizer,
-        lambda done: _batches(config, job, fabric, done),
+        lambda done: _batches(config, job, share, fabric.device, done, config.steps),
         config,
         what="fine-tune",
         hooks=(lambda record: _look(fabric, task, config, job, record, out),),
@@ -168,6 +167,25 @@ def find_job(config: FinetuneConfig, data: Sequence[Path]) -> Job:
     return Job(stores, split, dict(enumerate(map(str, targets))), targets)
 
 
+def start(
+    config: FinetuneConfig, job: Job, weights: Path | None
+) -> tuple[Segmentation | Classification, Accounting | None]:
+    """The task as its first step finds it, and where its weights came from.
+
+    Raises:
+        ConfigError: If the backbone does not fit the task.
+        WeightsError: If the weights do not fit the network.
+    """
+    task, accounting = build_task(config, job), None
+    if weights is not None:
+        accounting = transfer(task.backbone, weights, expected_share=config.expected_share)
+    if config.encoder_lr_share == 0:
+        for name, parameter in task.named_parameters():
+            if _in_encoder(name, task):
+                parameter.requires_grad = False
+    return task, accounting
+
+
 def build_task(config: FinetuneConfig, job: Job) -> Segmentation | Classification:
     """The task with random weights that depend on the seed alone: the same in both arms.
 
@@ -181,22 +199,41 @@ def build_task(config: FinetuneConfig, job: Job) -> Segmentation | Classificatio
         return config.task.build(config.backbone.build(), len(job.classes))
 
 
-def _batches(config: FinetuneConfig, job: Job, fabric: Fabric, done: int) -> Iterator[Any]:
-    """Micro-batches from a step on."""
-    share = Share(
-        config.batch_size, config.optimizer.accumulate, fabric.global_rank, fabric.world_size
-    )
+def _in_encoder(name: str, task: Segmentation | Classification) -> bool:
+    """Whether a parameter of a task is one of its backbone's encoder."""
+    inner = name.removeprefix("backbone.network.")
+    return inner != name and inner.startswith(task.backbone.encoder_prefixes)
+
+
+def _batches(
+    config: FinetuneConfig, job: Job, share: Share, device: torch.device, done: int, stop: int
+) -> Iterator[Any]:
+    """The micro-batches from a step up to another."""
     common = (job.split.train, config.intensity, config.seed, share)
-    span = (done * share.accumulate, config.steps * share.accumulate)
+    span = (done * share.accumulate, stop * share.accumulate)
     task = config.task
     if isinstance(task, ClassificationConfig):
         volumes = VolumeSamples(job.targets, task.size, task.fit, *common)
-        return volume_batches(volumes, fabric.device, config.workers, *span)
+        return volume_batches(volumes, device, config.workers, *span)
     settings = CropSettings(
         tuple(job.classes), task.roi, task.crops_per_volume, task.positive_share
     )
-    crops = CropSamples(settings, *common)
-    return patch_batches(crops, fabric.device, config.workers, *span)
+    return patch_batches(CropSamples(settings, *common), device, config.workers, *span)
+
+
+def _draw_views(
+    config: FinetuneConfig, job: Job, task: Segmentation | Classification, out: Path
+) -> None:
+    """``views.png``: the first volumes as the task sees them."""
+    from voco.figures import draw_panels  # noqa: PLC0415 (matplotlib takes a second)
+
+    file = out / "views.png"
+    if file.exists():
+        return
+    quick = config.model_copy(update={"workers": 0})
+    batch = next(_batches(quick, job, Share(config.batch_size), torch.device("cpu"), 0, 1))
+    panels = task.show(batch, Step(0, config.steps, Draws(config.seed, 0)))
+    draw_panels(panels, file, "The first batch")
 
 
 def _look(
@@ -269,7 +306,7 @@ def _hand_over(
 
 
 def _write_notes(
-    run: Run,
+    out: Path,
     config: FinetuneConfig,
     job: Job,
     weights: Path | None,
@@ -288,7 +325,7 @@ def _write_notes(
         "warnings": warnings,
     }
     for name, content in (("cases.json", cases), ("weights.json", about)):
-        write_atomically(run.path / name, json.dumps(content, indent=2).encode())
+        write_atomically(out / name, json.dumps(content, indent=2).encode())
     counts = f"{len(job.split.train)} cases to learn from, {len(job.split.validation)} held out"
     for line in (counts, f"weights: {said}", *(f"warning: {text}" for text in warnings)):
         print(f"voco: {line}", file=sys.stderr)  # noqa: T201

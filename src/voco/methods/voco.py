@@ -137,8 +137,8 @@ class VoCoConfig(MethodConfig):
     epsilon: PositiveFloat = 1e-6
     """Added inside the logarithms (v0, v1, v2; the printed formula has none)."""
     crops_at_once: PositiveInt | None = None
-    """Crops that pass through the backbone together; ``None`` is all. Results do not depend on it
-    (unless the backbone has batch norm); less memory at once and more speed on a CPU."""
+    """Crops that pass through the backbone together; ``None`` is all. Fewer need less memory at
+    once; results do not depend on it (unless the backbone has batch norm)."""
     handed_over: Literal["student", "teacher"] = "student"
     """Whose backbone goes on, where there is a teacher network (v1). Which of the two the public
     weights are is not known."""
@@ -156,11 +156,7 @@ class VoCoConfig(MethodConfig):
         return self.model_copy(update=self.choices()._asdict())
 
     def build(self, backbone: Backbone) -> "VoCo":
-        """VoCo around a backbone.
-
-        Raises:
-            ConfigError: If the backbone does not take crops of this size.
-        """
+        """VoCo around a backbone; a ConfigError if that does not take crops of this size."""
         return VoCo(self, backbone)
 
     @model_validator(mode="after")
@@ -199,15 +195,7 @@ class Embedded(NamedTuple):
 
 
 class VoCo(Method):
-    """Volume contrast.
-
-    Args:
-        config: The settings.
-        backbone: The network to train; its decoder and output layer are frozen.
-
-    Raises:
-        ConfigError: If the backbone does not take crops of this size.
-    """
+    """Volume contrast. Freezes the backbone's decoder and output layer."""
 
     def __init__(self, config: VoCoConfig, backbone: Backbone) -> None:
         super().__init__()
@@ -406,8 +394,6 @@ def _split(rows: Float[Tensor, "n e"], views: Views) -> Embedded:
 
 
 def _window(chosen: Choices, margin: Shape3) -> Shape3:
-    x, y, z = (
-        cells * side + 2 * edge
-        for cells, side, edge in zip(chosen.grid, chosen.crop, margin, strict=True)
-    )
+    parts = zip(chosen.grid, chosen.crop, margin, strict=True)
+    x, y, z = (cells * side + 2 * edge for cells, side, edge in parts)
     return (x, y, z)

@@ -83,4 +83,5 @@ def _killed(child: int, seconds: float) -> bool:
 
 
 if __name__ == "__main__":
-    print(kill_until_done(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])))
+    kills = kill_until_done(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    sys.stdout.write(f"{kills}\n")

@@ -65,9 +65,9 @@ def test_a_window_lies_in_the_volume_or_the_volume_in_the_window(shape, window, 
 def test_a_window_lies_in_the_foreground_where_it_fits(place):
     body = case((40, 40, 40), ((10, 12, 5), (30, 18, 40)))
     start, stop = box(body, WindowsConfig(), WINDOW, torch.tensor(place))
-    assert start[0] >= 10 and stop[0] <= 30
-    assert start[1] <= 12 and stop[1] >= 18, "the foreground is smaller: all of it is seen"
-    assert min(start) >= 0 and max(stop) <= 40, "there is no need to pad"
+    assert 10 <= start[0] < stop[0] <= 30
+    assert max(start[1] - 12, 18 - stop[1]) <= 0, "the foreground is smaller: all of it is seen"
+    assert 0 <= min(start) < max(stop) <= 40, "there is no need to pad"
 
 
 def test_every_place_of_a_box_is_reached():

@@ -224,7 +224,9 @@ def _load_optimizer(
     numbered = []
     for group in groups:
         stop = start + len(group["params"])
-        numbered.append({**group, "params": list(range(start, stop))})
+        # JSON knows no tuples.
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in group.items()}
+        numbered.append({**settings, "params": list(range(start, stop))})
         start = stop
     indexed = {index: state[name] for index, name in enumerate(order) if name in state}
     optimizer.load_state_dict({"state": indexed, "param_groups": numbered})

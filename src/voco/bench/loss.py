@@ -42,6 +42,7 @@ def _subject(cells: tuple[int, int, int]) -> Subject:
         plain=plain,
         ours=ours,
         equal=_difference,
+        most=5 if len(bases) == 16 else 2,
     )
 
 

@@ -1,11 +1,20 @@
 """The pre-training methods, one per file; chosen by ``name``."""
 
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from voco.methods.mocov3 import MoCoV3Config
+from voco.methods.simclr import SimCLRConfig
+from voco.methods.vicregl import VICRegLConfig
 from voco.methods.voco import VoCoConfig
 
-MethodSettings = VoCoConfig
+_Kinds = VoCoConfig | SimCLRConfig | MoCoV3Config | VICRegLConfig
+
+MethodSettings = Annotated[_Kinds, Field(discriminator="name")]
 """Settings of any method."""
 
 
 def available() -> tuple[str, ...]:
     """Names of all methods."""
-    return ("voco",)
+    return tuple(kind.model_fields["name"].default for kind in get_args(_Kinds))

@@ -101,14 +101,14 @@ class VoCoConfig(MethodConfig):
     """Voxels on each side of the grid into which random crops may reach (none in the references);
     the window grows by it. Must be below the random crop's size, so that every crop touches the
     grid."""
-    flip_probability: float = Field(0.2, ge=0, le=1)
+    flip_probability: float = Field(default=0.2, ge=0, le=1)
     """Of mirroring a crop along an axis, for each axis alone (v1, v2; else unconfirmed)."""
-    turn_probability: float = Field(0.2, ge=0, le=1)
+    turn_probability: float = Field(default=0.2, ge=0, le=1)
     """Of turning a crop by 90, 180 or 270 degrees in the x-y plane (v1, v2; else unconfirmed); by
     180 where x and y sides differ."""
-    shift_probability: float | None = Field(None, ge=0, le=1)
+    shift_probability: float | None = Field(default=None, ge=0, le=1)
     """Of shifting a crop's intensities. Own: v1 0.1, v2 0.5; paper and v0 0.1, unconfirmed."""
-    shift: float = Field(0.1, ge=0)
+    shift: float = Field(default=0.1, ge=0)
     """Largest shift of intensities, in units of the network's input (v1, v2)."""
     levels: Levels | None = None
     """Which levels of the pyramid are averaged over space and joined: those the ``backbone``
@@ -118,15 +118,15 @@ class VoCoConfig(MethodConfig):
     """Width of the projector's two hidden layers. Own: 2048 (unconfirmed for paper); v2 1024."""
     width: PositiveInt | None = None
     """Length of an embedding. Own: 2048 (unconfirmed for paper); v2 1024."""
-    crop_dropout: float | None = Field(None, ge=0, lt=1)
+    crop_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Probability of zeroing a crop's pooled features before the student's projector (the others
     are scaled up). Own: 0; v2 0.2."""
-    momentum: float = Field(0.9, ge=0, le=1)
+    momentum: float = Field(default=0.9, ge=0, le=1)
     """Of the teacher (v1, v2): how much of it stays in each step."""
     teacher_from_student: bool = True
     """Whether the teacher starts as a copy of the student. The reference starts it elsewhere, so
     that its first targets are noise."""
-    regularization_weight: float = Field(1.0, ge=0)
+    regularization_weight: float = Field(default=1.0, ge=0)
     """Weight of the regularization (lambda in the paper)."""
     pair_gradient: PairGradient | None = None
     """Which bases of a pair the regularization moves: ``both``, or the ``first`` alone, so that

@@ -1,0 +1,105 @@
+"""Everything that is measured, in one process run, and the tables of it."""
+
+import json
+import platform
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from voco.bench import loss, step, views
+from voco.bench.data import Scans
+from voco.bench.harness import Subject, Timing, measure
+from voco.data.store import write_atomically
+from voco.errors import UsageError
+
+SUBJECTS = ("store", "loss", "views", "step")
+"""What can be measured."""
+
+
+def bench(names: Sequence[str], out: Path, *, repeats: int = 5) -> str:
+    """Measure, write ``performance.json`` and ``performance.md``, and return the latter.
+
+    Args:
+        names: Of :data:`SUBJECTS`; all of them if empty.
+        out: Folder to write.
+        repeats: Alternations of the plain path and ours.
+
+    Raises:
+        UsageError: If a name is unknown or ``repeats`` is below 1.
+    """
+    unknown = [name for name in names if name not in SUBJECTS]
+    if unknown:
+        raise UsageError(f"unknown: {', '.join(unknown)}. Allowed are: {', '.join(SUBJECTS)}.")
+    if repeats < 1:
+        raise UsageError(f"repeats must be at least 1, got {repeats}.")
+    chosen = names or SUBJECTS
+    with tempfile.TemporaryDirectory() as folder:
+        results = _measured(chosen, Path(folder), repeats)
+    out.mkdir(parents=True, exist_ok=True)
+    page = _page(results)
+    write_atomically(out / "performance.json", json.dumps(results, indent=2).encode())
+    write_atomically(out / "performance.md", page.encode())
+    return page
+
+
+def _measured(names: Sequence[str], folder: Path, repeats: int) -> dict[str, Any]:
+    subjects: list[Subject] = []
+    results: dict[str, Any] = {"machine": _machine()}
+    if "store" in names:
+        scans = Scans(folder)
+        results["store"] = scans.bytes_per_voxel()
+        subjects += scans.subjects()
+    if "loss" in names:
+        subjects += loss.subjects()
+    if "views" in names:
+        subjects += views.subjects()
+    results["timings"] = [measure(subject, repeats).row() for subject in subjects]
+    if "step" in names:
+        results["step"] = step.rows(min(repeats, 3))
+    return results
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__.split("+")[0],
+        "python": platform.python_version(),
+    }
+
+
+def _page(results: dict[str, Any]) -> str:
+    lines = []
+    if results["timings"]:
+        lines += ["| what | plain, s | voco, s | ratio (range) | equal? |", "|---|---|---|---|---|"]
+        lines += [_timing_row(Timing(**row)) for row in results["timings"]]
+    if "store" in results:
+        lines += ["", "| scan at 1.5 mm | voxels | bytes per voxel | float32 / store |"]
+        lines += ["|---|---|---|---|", *map(_store_row, results["store"])]
+    if "step" in results:
+        lines += ["", "| backbone | trained parameters | seconds a step | peak memory, GB |"]
+        lines += ["|---|---|---|---|", *map(_step_row, results["step"])]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _timing_row(timing: Timing) -> str:
+    spread = f"{timing.ratio_low:.1f} to {timing.ratio_high:.1f}, {timing.repeats} pairs"
+    return (
+        f"| {timing.what} | {timing.plain_seconds:.3g} | {timing.ours_seconds:.3g} "
+        f"| {timing.ratio:.1f} ({spread}) | {timing.equal} |"
+    )
+
+
+def _store_row(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['case']} | {row['voxels']} | {row['bytes_per_voxel']:.2f} "
+        f"| {row['float32_over_store']:.1f} |"
+    )
+
+
+def _step_row(row: dict[str, Any]) -> str:
+    millions, gigabytes = row["trained_parameters"] / 1e6, row["peak_bytes"] / 1e9
+    return f"| {row['backbone']} | {millions:.1f} M | {row['seconds']:.1f} | {gigabytes:.1f} |"

@@ -164,7 +164,7 @@ def _prepare(words: Words) -> int:
         from voco.workflows.prepare import prepare as run
 
         done = run(
-            sources,
+            _some(sources, "source"),
             out,
             spacing_mm=_spacing(spacing_mm),
             foreground=foreground,
@@ -177,6 +177,12 @@ def _prepare(words: Words) -> int:
         return DONE if done.complete else INCOMPLETE
 
     return _call(prepare, words, "prepare")
+
+
+def _some(paths: tuple[Path, ...], what: str) -> tuple[Path, ...]:
+    if not paths:
+        raise UsageError(f"no {what} is given; name at least one file or folder.")
+    return paths
 
 
 def _spacing(numbers: tuple[float, ...] | None) -> tuple[float, float, float] | None:
@@ -358,6 +364,8 @@ def _predict(words: Words) -> int:
         out: Path,
         flips: bool = False,
         probabilities: bool = False,
+        modality: str | None = None,
+        device: str | None = None,
         overwrite: bool = False,
     ) -> int:
         """Predict masks, or scores, on the original grid of each scan.
@@ -368,11 +376,22 @@ def _predict(words: Words) -> int:
             out: Folder to write.
             flips: Average over mirrored copies (only where left and right may be exchanged).
             probabilities: Write a probability map per class beside each mask.
+            modality: CT, MR, PT, ... for files that do not say (NIfTI, NRRD).
+            device: Such as cuda:1; the GPU if there is one, else the CPU.
             overwrite: Replace what is there.
         """
         from voco.workflows.predict import predict as go
 
-        done = go(run, scans, out, flips=flips, probabilities=probabilities, overwrite=overwrite)
+        done = go(
+            run,
+            _some(scans, "scan"),
+            out,
+            flips=flips,
+            probabilities=probabilities,
+            modality=modality,
+            device=device,
+            overwrite=overwrite,
+        )
         print(done)
         return DONE if done.complete else INCOMPLETE
 

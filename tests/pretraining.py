@@ -1,8 +1,8 @@
 """A pre-training run of a second or two, and a program that is killed while it trains.
 
-As a program: ``python pretraining.py STORE FOLDER SEED STEPS`` trains in a forked process, kills
-it with SIGKILL at random moments, resumes it, and so on until it gets through. Forking spares the
-imports, so the kills fall into training, and into the writing of checkpoints.
+As a program: ``python pretraining.py STORE FOLDER SEED STEPS KILLS`` trains in a forked process,
+kills it with SIGKILL at random moments, resumes it, and so on until it gets through. Forking spares
+the imports, so the kills fall into training, and into the writing of checkpoints.
 """
 
 import os
@@ -54,8 +54,8 @@ def killed_recipe(steps: int) -> PretrainConfig:
     )
 
 
-def kill_until_done(store: Path, run: Path, seed: int, steps: int) -> int:
-    """How many times the run was killed before it got through."""
+def kill_until_done(store: Path, run: Path, seed: int, steps: int, most: int) -> int:
+    """How many times the run was killed before it got through; not more than ``most`` times."""
     moments = random.Random(seed)
     kills = 0
     while not (run / "handover.json").exists():
@@ -63,23 +63,29 @@ def kill_until_done(store: Path, run: Path, seed: int, steps: int) -> int:
         if not child:
             pretrain(killed_recipe(steps), [store], run, resume=True)
             os._exit(0)
-        # After enough kills it may get through: the test must end on a slow machine, too.
-        limit = moments.uniform(0.2, 2.0) if kills < 12 else 600
-        kills += _killed(child, limit)
+        lines = moments.randint(0, 3) if kills < most else steps + 1
+        kills += _killed(child, run, lines, moments.uniform(0, 0.03))
     return kills
 
 
-def _killed(child: int, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def _killed(child: int, run: Path, lines: int, seconds: float) -> bool:
+    """Kill a process that trains, some lines of its log and a moment later, unless it is done."""
+    file = run / "log.jsonl"
+    before = _size(file)
+    while _size(file) < before + lines or not run.exists():
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             assert os.waitstatus_to_exitcode(status) == 0, "the run failed by itself"
             return False
         time.sleep(0.001)
+    time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return True
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) != 0
+
+
+def _size(file: Path) -> int:
+    return len(read_log(file))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from blobs import blob_store
+from distributed import train_brightness, train_voco
+from pretraining import plain_log
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> tuple[Path, Path]:
+    """A store, and the runs of two processes on it."""
+    folder = tmp_path_factory.mktemp("distributed")
+    store = blob_store(folder / "store", 6)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, HERE / "distributed.py", store, folder / "two"],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return store, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["brightness", "accumulated", "v1", "v2"])
+def test_two_processes_learn_as_one_of_twice_the_batch(two, name):
+    store, folder = two
+    one = folder / "one" / name
+    if name == "brightness":
+        train_brightness(store, one, batch_size=2)
+    elif name == "accumulated":
+        train_brightness(store, one, batch_size=4, accumulate=2)
+    else:
+        train_voco(store, one, batch_size=2, variant=name)
+    ours, theirs = plain_log(one), plain_log(folder / "two" / name)
+    assert len(ours) == len(theirs) >= 5
+    # Sums are rounded in another order; the error grows from step to step.
+    tolerance = 1e-5 if name in ("brightness", "accumulated") else 1e-3
+    for line, other in zip(ours, theirs, strict=True):
+        assert line["losses"] == pytest.approx(other["losses"], rel=tolerance, abs=1e-6)
+        assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=tolerance)
+        assert line["lr"] == other["lr"]

@@ -1,0 +1,110 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from blobs import blob_store
+from pretraining import killed_recipe, plain_log, recipe
+
+from voco.engine.log import read_log
+from voco.errors import CheckpointError, Interrupted
+from voco.workflows.pretrain import pretrain
+
+TESTS = Path(__file__).parents[1]
+STEPS = 15
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return blob_store(tmp_path_factory.mktemp("resume") / "store", 8)
+
+
+def same(one: Path, other: Path) -> bool:
+    files = ("weights.safetensors", "handover.json", "recipe.yaml")
+    return plain_log(one) == plain_log(other) and all(
+        (one / name).read_bytes() == (other / name).read_bytes() for name in files
+    )
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(store, tmp_path):
+    """SIGKILL at random moments, in training and while a checkpoint is written."""
+    program = [sys.executable, TESTS / "pretraining.py", store]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+
+    def through(folder: Path, kills: int) -> int:
+        done = subprocess.run(
+            [*program, folder, "3", str(STEPS), str(kills)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    assert through(tmp_path / "straight", 0) == 0
+    assert through(tmp_path / "killed", 12) >= 5
+    assert same(tmp_path / "straight", tmp_path / "killed")
+    assert len(plain_log(tmp_path / "killed")) == STEPS
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(store, tmp_path):
+    config = killed_recipe(STEPS)
+    straight = pretrain(config, [store], tmp_path / "straight")
+    stopped = tmp_path / "stopped"
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        _signal_when(stopped, 1 + len(read_log(stopped / "log.jsonl")), wanted)
+        with pytest.raises(Interrupted, match="The same command with --resume goes on") as stop:
+            pretrain(config, [store], stopped, resume=True)
+        assert stop.value.status == 128 + wanted
+        assert not (stopped / "handover.json").exists()
+    assert 2 <= len(read_log(stopped / "log.jsonl")) < STEPS
+    pretrain(config, [store], stopped, resume=True)
+    assert same(straight, stopped)
+
+
+def _signal_when(run: Path, lines: int, what: signal.Signals) -> None:
+    """Send this process a signal when the log has so many lines."""
+
+    def watch() -> None:
+        while len(read_log(run / "log.jsonl")) < lines:
+            time.sleep(0.005)
+        os.kill(os.getpid(), what)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_damaged_checkpoint_costs_steps_and_never_the_run(store, tmp_path, capsys, broken):
+    config = recipe()
+    straight = pretrain(config, [store], tmp_path / "straight")
+    run = pretrain(config, [store], tmp_path / "run")
+    (run / "handover.json").unlink()
+    newest = sorted((run / "checkpoints").iterdir())[-broken:]
+    for checkpoint in newest:
+        (checkpoint / "task.safetensors").write_bytes(b"")
+    if broken == 2:
+        with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
+            pretrain(config, [store], run, resume=True)
+        assert not (run / "handover.json").exists()
+    else:
+        pretrain(config, [store], run, resume=True)
+        assert "going on from step 4" in capsys.readouterr().err
+        assert same(straight, run)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_started_anew(store, tmp_path):
+    run = pretrain(recipe(), [store], tmp_path / "run")
+    (run / "handover.json").unlink()
+    for checkpoint in list((run / "checkpoints").iterdir()):
+        for file in list(checkpoint.iterdir()):
+            file.unlink()
+        checkpoint.rmdir()
+    with pytest.raises(CheckpointError, match="the log goes to step 6, but no checkpoint"):
+        pretrain(recipe(), [store], run, resume=True)

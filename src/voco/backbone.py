@@ -62,6 +62,7 @@ class Backbone(nn.Module, ABC):
         decoder_prefixes: The same of the decoder.
         head_prefixes: The same of the output layer.
         token_prefixes: Those of the encoder's that :meth:`TokenBackbone.tokens` uses.
+        patch_prefixes: Those of the layer that turns patches into tokens, if there is one.
     """
 
     config: BackboneConfig
@@ -79,6 +80,7 @@ class Backbone(nn.Module, ABC):
     decoder_prefixes: ClassVar[tuple[str, ...]]
     head_prefixes: ClassVar[tuple[str, ...]]
     token_prefixes: ClassVar[tuple[str, ...]] = ()
+    patch_prefixes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def encode(self, volumes: Volumes) -> list[Level]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from voco.backbone import Backbone
 from voco.nn.freeze import freeze_unreached
-from voco.nn.heads import projector
+from voco.nn.heads import Ending, projector
 from voco.nn.pooling import pooled
 from voco.shapes import Shape3
 
@@ -30,6 +30,8 @@ class Embedder(nn.Module):
         size: Voxels of a crop.
         at_once: Crops that pass through the backbone together; ``None`` is all.
         std: Of the projector's first weights; ``None`` starts as torch does.
+        ending: How the projector ends.
+        learnt: Whether its standardisations learn a scale and a shift.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Embedder(nn.Module):
         size: Shape3,
         at_once: int | None = None,
         std: float | None = None,
+        ending: Ending = "bias",
+        learnt: bool = False,
     ) -> None:
         super().__init__()
         last = (len(backbone.channels) - 1,)
@@ -48,7 +52,7 @@ class Embedder(nn.Module):
         self.at_once = at_once
         self.backbone = backbone
         features = sum(backbone.channels[level] for level in self.levels)
-        self.projector = projector((features, *widths), std=std)
+        self.projector = projector((features, *widths), std=std, ending=ending, learnt=learnt)
         crops = [torch.zeros(1, _input_channels(backbone), *size, device="meta")]
         freeze_unreached(backbone, lambda probe: pooled(probe.encode, crops, self.levels))
 

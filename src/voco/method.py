@@ -109,6 +109,29 @@ def boxes_panel(
     return Panel(title, grey(volume[0, :, :, level].detach().float().cpu().numpy()), tuple(marks))
 
 
+def pair_panels(
+    volume: Float[Tensor, "c x y z"], boxes: Boxes, crops: Float[Tensor, "n c _ _ _"]
+) -> list[Panel]:
+    """A window with the boxes of its pairs of crops, and the crops as the network sees them.
+
+    Args:
+        volume: The window.
+        boxes: Of the first crops of all pairs, then of the second ones.
+        crops: The crops, in the same order.
+    """
+    pairs = len(boxes) // 2
+    names = [f"pair {at % pairs}, {'first' if at < pairs else 'second'}" for at in range(2 * pairs)]
+    level = int(boxes[0, :, 2].sum()) // 2
+    title = "window with pairs of crops"
+    return [
+        boxes_panel(title, volume, boxes, names, level),
+        *(
+            Panel(name, grey(image))
+            for name, image in zip(names, middle_slices(crops), strict=False)
+        ),
+    ]
+
+
 def grey(image: Float[np.ndarray, "_ _"]) -> Float[np.ndarray, "_ _"]:
     """An image stretched to all from 0 (its least) to 1 (its greatest)."""
     low, high = image.min(), image.max()

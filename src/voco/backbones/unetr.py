@@ -82,6 +82,7 @@ class UNETR(TokenBackbone):
     decoder_prefixes: ClassVar = ("decoder5.", "decoder4.", "decoder3.", "decoder2.")
     head_prefixes: ClassVar = ("out.",)
     token_prefixes: ClassVar = ("vit.",)
+    patch_prefixes: ClassVar = ("vit.patch_embedding.patch_embeddings.",)
 
     def __init__(self, config: UNETRConfig, out_channels: int) -> None:
         super().__init__()

@@ -1,13 +1,16 @@
 """Teachers: copies of a network that follow it as an exponential moving average."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-def teacher_of(student: nn.Module, *, copied: bool = True) -> nn.Module:
+
+def teacher_of(student: ModuleT, *, copied: bool = True) -> ModuleT:
     """A frozen network of the student's form.
 
     Args:

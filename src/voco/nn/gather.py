@@ -46,6 +46,37 @@ def following_rows(rows: Float[Tensor, "b *n"], *, everywhere: bool) -> Float[Te
     return torch.cat([rows[1:], firsts[following : following + 1]])
 
 
+def gathered_rows(rows: Float[Tensor, "b *n"], *, everywhere: bool) -> Float[Tensor, "m *n"]:
+    """The rows of all processes in the order of their ranks, with gradients.
+
+    Args:
+        rows: This process's rows; every process has the same number.
+        everywhere: Whether the batch is that of all processes; if not, it is ``rows``.
+    """
+    return rows if not everywhere or world_size() == 1 else _Gather.apply(rows)
+
+
+def first_row(count: int, *, everywhere: bool) -> int:
+    """Where the ``count`` rows of this process start among :func:`gathered_rows`."""
+    return dist.get_rank() * count if everywhere and world_size() > 1 else 0
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose gradient is the sum of the gradients of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:  # noqa: ANN401 (as torch has it)
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
+        start = dist.get_rank() * ctx.count
+        return sum_over_processes(gradients[0].contiguous())[start : start + ctx.count]
+
+
 class _Sum(torch.autograd.Function):
     """All-reduce whose gradient is the sum of the gradients of all processes."""
 

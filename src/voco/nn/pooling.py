@@ -30,9 +30,10 @@ def pooled(
     alike = len({batch.shape[1:] for batch in crops}) == 1
     batches = [torch.cat(list(crops))] if alike else crops
     pieces = [piece for batch in batches for piece in batch.split(at_once or len(batch))]
-    return torch.cat([_means(encode(piece), levels) for piece in pieces])
+    return torch.cat([level_means(encode(piece), levels) for piece in pieces])
 
 
-def _means(pyramid: list[Level], levels: Sequence[int]) -> Float[Tensor, "n e"]:
+def level_means(pyramid: list[Level], levels: Sequence[int]) -> Float[Tensor, "n e"]:
+    """Levels of a pyramid averaged over space and joined; at least float32."""
     dtype = torch.promote_types(pyramid[0].dtype, torch.float32)
     return torch.cat([pyramid[level].mean(dim=(2, 3, 4), dtype=dtype) for level in levels], dim=1)

@@ -8,9 +8,10 @@ finite input; the parameters say what bounds them.
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from voco.nn.unit import at_least_float32, unit
 
 Variant = Literal["paper", "v0", "v1", "v2"]
 """Which of the things that are called VoCo; see :mod:`voco.methods.voco`."""
@@ -43,7 +44,7 @@ def similarity(
         rectify: ``clamp`` to [0, 1]; or ``halve``, ``(1 + cosine) / 2``.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        cosines = _unit(queries) @ _unit(bases).mT
+        cosines = unit(queries) @ unit(bases).mT
         values = cosines.relu() if rectify == "clamp" else (1 + cosines).relu() / 2
         # Rounding takes cosines of equal vectors above 1.
         return values.clamp(max=1)
@@ -73,8 +74,8 @@ def prediction_loss(
             exactly 0, at ``d = 1`` it is ``-log(epsilon)`` with a slope of ``1 / epsilon``.
     """
     with torch.autocast(similarity.device.type, enabled=False):
-        predicted = _at_least_float32(similarity).clamp(0, 1)
-        true = _at_least_float32(overlap).clamp(0, 1)
+        predicted = at_least_float32(similarity).clamp(0, 1)
+        true = at_least_float32(overlap).clamp(0, 1)
         near = _surprise((true - predicted).abs(), epsilon)
         if variant == "paper":
             return near.mean()
@@ -102,23 +103,12 @@ def regularization_loss(
     """
     first = (pair_gradient or PAIR_GRADIENT[variant]) == "first"
     with torch.autocast(bases.device.type, enabled=False):
-        unit = _unit(bases)
-        cosines = (unit @ (unit.detach() if first else unit).mT).triu(diagonal=1)
+        directions = unit(bases)
+        others = directions.detach() if first else directions
+        cosines = (directions @ others.mT).triu(diagonal=1)
         penalties = cosines.abs() if variant == "paper" else cosines.relu().square()
         count = bases.shape[-2]
         return (penalties.sum(dim=(-2, -1)) / max(1, count * (count - 1) // 2)).mean()
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows at unit length; those shorter than about 1e-6 stay short, so that slopes are bounded."""
-    rows = _at_least_float32(rows)
-    # A constant factor changes no direction, but keeps squares from overflowing or vanishing.
-    scale = rows.detach().abs().amax(dim=-1, keepdim=True).clamp(min=1e-6)
-    return F.normalize(rows / scale, dim=-1, eps=1.0)
 
 
 def _surprise(gap: Tensor, epsilon: float) -> Tensor:

@@ -18,6 +18,9 @@ from voco.method import Method, MethodConfig
 from voco.methods import MethodSettings, available
 
 _VOCO = {"crop": [8, 8, 8], "hidden": 16, "width": 8, "grid": [2, 2, 1], "query_count": 2}
+_PAIRS = {"window": [12, 12, 8], "crop": [8, 8, 8]}
+_HEADS = {"hidden": 16, "width": 8, "map_hidden": 12, "map_width": 6}
+_PIECES = {"grid": [2, 2, 1], "cell": [8, 8, 8], "patch": [6, 6, 6], "size": [8, 8, 8], "orders": 6}
 
 SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     "voco": (
@@ -25,6 +28,22 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
         {"variant": "v0", **_VOCO},
         {"variant": "v1", **_VOCO, "resize": [4, 4, 4]},
         {"variant": "v2", **_VOCO, "grid": None},
+    ),
+    "simclr": (
+        {**_PAIRS, "hidden": 16, "width": 8, "temperature": 0.5},
+        {**_PAIRS, "hidden": 16, "width": 8, "pairs": 1, "levels": "last"},
+    ),
+    "mocov3": (
+        {**_PAIRS, "hidden": 16, "width": 8, "variant": "transformer"},
+        {**_PAIRS, "hidden": 16, "width": 8, "variant": "convolution", "levels": "backbone"},
+    ),
+    "vicregl": (
+        {**_PAIRS, **_HEADS, "levels": "backbone"},
+        {**_PAIRS, **_HEADS, "statistics": "slot", "map_level": 1, "farthest": None},
+    ),
+    "jigsaw": (
+        {**_PIECES, "hidden": [16], "dropout": 0.5},
+        {**_PIECES, "size": None, "patch": [8, 8, 8], "hidden": [], "standardise": False},
     ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""

@@ -45,6 +45,10 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
         {**_PIECES, "hidden": [16], "dropout": 0.5},
         {**_PIECES, "size": None, "patch": [8, 8, 8], "hidden": [], "standardise": False},
     ),
+    "volumefusion": (
+        {"window": [8, 8, 8], "crop": [8, 8, 8], "least_edge": 2},
+        {**_PAIRS, "least_edge": 2, "sources": "crops", "blocks": "grid", "draw_zero": True},
+    ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
 

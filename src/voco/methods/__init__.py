@@ -4,12 +4,16 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from voco.methods.jigsaw import JigsawConfig
 from voco.methods.mocov3 import MoCoV3Config
 from voco.methods.simclr import SimCLRConfig
 from voco.methods.vicregl import VICRegLConfig
 from voco.methods.voco import VoCoConfig
+from voco.methods.volumefusion import VolumeFusionConfig
 
-_Kinds = VoCoConfig | SimCLRConfig | MoCoV3Config | VICRegLConfig
+_Kinds = (
+    VoCoConfig | SimCLRConfig | MoCoV3Config | VICRegLConfig | JigsawConfig | VolumeFusionConfig
+)
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]
 """Settings of any method."""

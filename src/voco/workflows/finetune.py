@@ -252,14 +252,15 @@ def _look(
     mine = cases[fabric.global_rank :: fabric.world_size]
     with fabric.autocast():
         scores = score_cases(task, mine, job.classes, config.intensity, fabric.device)
-    scores = _gathered(fabric, scores)
+    place = {one.case.id: number for number, one in enumerate(cases)}
+    scores = sorted(_gathered(fabric, scores), key=lambda score: place[score.case])
     scores += summarise(scores, cases, job.classes)
     record.figures["validation"] = figures(scores)
     first_does(fabric, lambda: _note(out / "validation.csv", record.done, scores))
 
 
 def _gathered(fabric: Fabric, scores: list[Score]) -> list[Score]:
-    """The scores of all processes, in the same order in each."""
+    """The scores of all processes, in each of them."""
     if fabric.world_size == 1:
         return scores
     parts: list[list[Score]] = [[] for _ in range(fabric.world_size)]

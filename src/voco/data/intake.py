@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from voco.data.preprocess import prepare_volume
+from voco.data.preprocess import Prepared, prepare_volume
 from voco.data.source import Source
 from voco.data.sources import read_source
 from voco.data.store import Case, Store
@@ -88,9 +88,7 @@ def make_case(job: Job, store: Store, digest: str) -> Case:
     Raises:
         DataError: If it cannot be taken.
     """
-    source = job.source
-    scan, label = read_source(source, modality=job.modality)
-    ready = prepare_volume(scan.volume, store.preprocessing, modality=scan.modality, label=label)
+    ready, channels, warnings = _prepare(job, store)
     case = Case(
         id=job.case,
         source=job.key,
@@ -102,18 +100,25 @@ def make_case(job: Job, store: Store, digest: str) -> Case:
         source_shape=ready.source_grid.shape,
         source_affine=ready.source_grid.affine.tolist(),
         source_orientation=ready.source_grid.orientation,
-        modality=scan.modality,
-        channels=scan.channels,
+        modality=ready.modality,
+        channels=channels,
         scale=ready.scale,
         offset=ready.offset,
         statistics=ready.statistics,
         foreground=ready.foreground,
         class_voxels=ready.class_voxels,
-        warnings=tuple(dict.fromkeys((*scan.warnings, *ready.warnings))),
+        warnings=tuple(dict.fromkeys((*warnings, *ready.warnings))),
         revision=0 if job.known is None else job.known.revision + 1,
     )
     case = case.model_copy(update=_stated(job, case))
     return store.write(case, ready.image, ready.label)
+
+
+def _prepare(job: Job, store: Store) -> tuple[Prepared, tuple[str, ...], tuple[str, ...]]:
+    """The prepared scan, its channels and warnings; the scan itself is gone from memory."""
+    scan, label = read_source(job.source, modality=job.modality)
+    ready = prepare_volume(scan.volume, store.preprocessing, modality=scan.modality, label=label)
+    return ready, scan.channels, scan.warnings
 
 
 def digest_source(source: Source) -> str:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from voco.shapes import Shape3
 
-_SLAB_VOXELS = 1 << 22
-"""Voxels that are float32 at a time (16 MiB), of one channel."""
+_SLAB_VOXELS = 1 << 20
+"""Voxels that are float32 at a time (4 MiB), of one channel."""
 
 _NARROW = 1e-3
 """Old voxels; a mean over less is a sample."""

@@ -90,7 +90,8 @@ def _overview() -> str:
             *lines,
             "",
             "voco COMMAND --help tells more. Exit status: 0 all done, 1 some inputs failed and",
-            "were reported, 2 wrong usage.",
+            "were reported, 2 wrong usage, 130 or 143 stopped by Ctrl-C or SIGTERM (a training",
+            "finishes its step and writes a checkpoint before).",
         ]
     )
 

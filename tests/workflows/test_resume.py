@@ -15,7 +15,7 @@ from voco.errors import CheckpointError, Interrupted
 from voco.workflows.pretrain import pretrain
 
 TESTS = Path(__file__).parents[1]
-STEPS = 15
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +108,30 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_anew(store, tmp_path):
         checkpoint.rmdir()
     with pytest.raises(CheckpointError, match="the log goes to step 6, but no checkpoint"):
         pretrain(recipe(), [store], run, resume=True)
+
+
+def test_a_signal_to_the_whole_group_leaves_no_process_behind(store, tmp_path):
+    """As schedulers send it: loader processes get it too, and an error is still on its way out."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom pretraining import killed_recipe\n"
+        "from voco.workflows.pretrain import pretrain\n"
+        "config = killed_recipe(10_000)\n"
+        "windows = config.windows.model_copy(update={'workers': 1})\n"
+        "config = config.model_copy(update={'windows': windows})\n"
+        "pretrain(config, [Path(sys.argv[1])], Path(sys.argv[2]))\n"
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", script, store, tmp_path / "run"],
+        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while program.poll() is None and not read_log(tmp_path / "run" / "log.jsonl"):
+            time.sleep(0.05)
+        os.killpg(program.pid, signal.SIGTERM)
+        program.wait(timeout=60)
+    finally:
+        if program.poll() is None:
+            os.killpg(program.pid, signal.SIGKILL)
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))

@@ -1,7 +1,7 @@
 """One training session: take up the state, train, keep log and checkpoints, stop when asked."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -53,6 +53,7 @@ def train(
         return
     volumes = config.batch_size * fabric.world_size
     log = Log(fabric, run.path, config.log_every, volumes, done)
+    stream = iter(batches(done))
     try:
         with Interruption() as interruption:
             keeper = Keeper(fabric, checkpoints, task, optimizer, config, interruption)
@@ -60,7 +61,7 @@ def train(
                 fabric,
                 task,
                 optimizer,
-                batches(done),
+                stream,
                 config.optimizer,
                 steps=range(done, config.steps),
                 seed=config.seed,
@@ -68,6 +69,10 @@ def train(
                 hooks=(*hooks, log, keeper),
             )
     finally:
+        # Loader processes ignore signals, so an interpreter that ends before they do would wait
+        # for them for ever: they are sent home here, whatever happened.
+        if isinstance(stream, Generator):
+            stream.close()
         log.close()
 
 

@@ -39,16 +39,16 @@ class ClassificationConfig(Config):
     class_weights: tuple[PositiveFloat, ...] | None = None
     """Weight of each class in the loss, in the order of ``handover.json``; ``None`` weighs all
     volumes alike."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the pooled features that is dropped in training."""
     flip_axes: tuple[Literal["x", "y", "z"], ...] = ("x", "y", "z")
     """Axes along which volumes may be mirrored, in training and in test-time flips. Leave x out
     where a class has a side."""
-    flip_probability: float = Field(0.2, ge=0, le=1)
+    flip_probability: float = Field(default=0.2, ge=0, le=1)
     """Of mirroring, for each of those axes."""
-    shift_strength: float = Field(0.1, ge=0)
+    shift_strength: float = Field(default=0.1, ge=0)
     """Largest shift of the intensities, in units of the network's input."""
-    shift_probability: float = Field(0.5, ge=0, le=1)
+    shift_probability: float = Field(default=0.5, ge=0, le=1)
     """Of such a shift."""
 
     def build(self, backbone: Backbone, class_count: int) -> "Classification":

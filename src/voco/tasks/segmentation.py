@@ -41,25 +41,25 @@ class SegmentationConfig(Config):
     """Voxels of a crop, and of a window at inference, along x, y and z."""
     crops_per_volume: PositiveInt = 4
     """Crops taken of each volume of a batch."""
-    positive_share: float = Field(0.75, ge=0, le=1)
+    positive_share: float = Field(default=0.75, ge=0, le=1)
     """Probability that a crop is centred on a structure: first one of the structures that are
     present, all equally likely however small, then one of its voxels. The others lie anywhere."""
     flip_axes: tuple[Literal["x", "y", "z"], ...] = ("y", "z")
     """Axes along which crops may be mirrored, in training and in test-time flips. x (left-right)
     is left out: a mirrored left kidney looks like a right one. Add it where no class has a side;
     VoCo's scripts mirror all three."""
-    flip_probability: float = Field(0.2, ge=0, le=1)
+    flip_probability: float = Field(default=0.2, ge=0, le=1)
     """Of mirroring, for each of those axes."""
-    turn_probability: float = Field(0.0, ge=0, le=1)
+    turn_probability: float = Field(default=0.0, ge=0, le=1)
     """Of quarter turns in the x-y plane (VoCo's scripts: 0.2). Off, since a mirrored and turned
     crop is one mirrored along another axis: with sided classes use either turns or flips."""
     scale_strength: NonNegativeFloat = 0.1
     """Largest relative change of the intensities."""
-    scale_probability: float = Field(0.1, ge=0, le=1)
+    scale_probability: float = Field(default=0.1, ge=0, le=1)
     """Of such a change."""
     shift_strength: NonNegativeFloat = 0.1
     """Largest shift of the intensities, in units of the network's input."""
-    shift_probability: float = Field(0.5, ge=0, le=1)
+    shift_probability: float = Field(default=0.5, ge=0, le=1)
     """Of such a shift."""
     dice_weight: NonNegativeFloat = 1.0
     """Weight of the Dice loss."""
@@ -73,7 +73,7 @@ class SegmentationConfig(Config):
     show."""
     dice_smooth: PositiveFloat = 1e-5
     """Added above and below in Dice (voxels): a structure absent from both counts as found."""
-    overlap: float = Field(0.5, ge=0, lt=1)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
     """Overlap of neighbouring windows at inference, as a share of their side."""
     blending: Literal["gaussian", "constant"] = "gaussian"
     """Weights of a window's voxels where windows overlap: highest in its middle, or equal."""

@@ -65,3 +65,28 @@ def test_weights_can_start_with_a_given_spread():
     assert first.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert last.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert torch.equal(last.bias, torch.zeros(300))
+
+
+def test_a_standardisation_that_learns_is_batch_norm_with_weights():
+    rows = torch.randn(7, 5)
+    ours, theirs = BatchStandardisation(features=5), nn.BatchNorm1d(5)
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        own.data = other.data = torch.randn(5)
+    torch.testing.assert_close(ours(rows), theirs(rows))
+
+
+@pytest.mark.parametrize(
+    ("ending", "last", "bias"),
+    [
+        ("bias", "Linear", True),
+        ("bare", "Linear", False),
+        ("standardised", "BatchStandardisation", False),
+    ],
+)
+def test_a_head_ends_as_asked(ending, last, bias):
+    head = projector((6, 5, 3), ending=ending)
+    assert type(head[-1]).__name__ == last
+    linear = [layer for layer in head if isinstance(layer, nn.Linear)]
+    assert (linear[-1].bias is not None) == bias
+    if ending == "standardised":
+        torch.testing.assert_close(head(torch.randn(8, 6)).mean(dim=0), torch.zeros(3))

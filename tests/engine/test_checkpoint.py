@@ -182,3 +182,16 @@ def test_a_state_that_is_no_tensor_is_refused(kept):
     task = Stateful(1, 1)
     with pytest.raises(CheckpointError, match="'_extra_state' is dict"):
         kept.save(1, task, build_optimizer(CONFIG, task), {})
+
+
+def test_a_full_disk_leaves_the_checkpoints_that_are_there(kept, monkeypatch):
+    task, optimizer = saved(kept, 1)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("voco.engine.checkpoint.write_atomically", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.* are whole"):
+        kept.save(2, task, optimizer, {})
+    assert [path.name for path in kept.folder.iterdir()] == ["step-00000001"]
+    assert kept.newest() == 1

@@ -54,10 +54,34 @@ class Checkpoints:
             shutil.rmtree(path)
 
     def save(self, step: int, task: nn.Module, optimizer: AdamW, scaler: dict[str, Any]) -> None:
-        """Write a checkpoint and remove the oldest; one process only."""
+        """Write a checkpoint and remove the oldest; one process only.
+
+        Raises:
+            CheckpointError: If it cannot be written; those that are there stay.
+        """
         target = self._path(step)
         draft = self.folder / f".{target.name}.{os.getpid()}"
-        draft.mkdir(parents=True)
+        try:
+            draft.mkdir(parents=True)
+            self._write(draft, step, task, optimizer, scaler)
+            draft.rename(target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise CheckpointError(
+                f"{target}: cannot be written ({error}). The checkpoints before it are whole; "
+                "make room, then go on with --resume."
+            ) from None
+        _flush(self.folder)
+        self._prune()
+
+    def _write(
+        self,
+        draft: Path,
+        step: int,
+        task: nn.Module,
+        optimizer: AdamW,
+        scaler: dict[str, Any],
+    ) -> None:
         moments, groups = _optimizer_state(task, optimizer)
         for name, tensors in zip(_FILES, (_plain(task.state_dict()), moments), strict=True):
             save_file(tensors, draft / name)
@@ -74,9 +98,6 @@ class Checkpoints:
         )
         for path in (*(draft / name for name in _FILES), draft):
             _flush(path)
-        draft.rename(target)
-        _flush(self.folder)
-        self._prune()
 
     def newest(self) -> int | None:
         """The last sound checkpoint; damaged ones after it are named and moved out of the way.

@@ -41,7 +41,8 @@ class Interruption:
         trace: TracebackType | None,
     ) -> None:
         for one, handler in self._before.items():
-            signal.signal(one, handler)
+            # None: a handler that was not set by Python, and cannot be set by it again.
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
 
     def requested(self) -> signal.Signals | None:
         """The signal that any process has got; the same answer in all. All must ask together."""

@@ -1,6 +1,7 @@
 """The log of a run: one JSON object per logged step, and the same for TensorBoard."""
 
 import json
+import math
 import os
 import resource
 import sys
@@ -123,10 +124,17 @@ def _cut(file: Path, done: int) -> float:
 
 def _append(file: Path, line: dict[str, Any]) -> None:
     with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+        stream.write(json.dumps(_plain(line), allow_nan=False) + "\n")
         stream.flush()
         # On the disk before the checkpoint that counts on it.
         os.fsync(stream.fileno())
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (whatever JSON knows)
+    """What is not a finite number becomes ``null``: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _board(folder: Path, done: int) -> Any:  # noqa: ANN401 (tensorboard has no types)

@@ -7,8 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from voco.figures.style import BLUE, INK, MUTED, ORANGE, SERIES, new_figure, styled, to_svg
+
+
+_MOST_POINTS = 600
+"""More do not show; a page of long runs would grow by megabytes."""
 
 
 class Curve(NamedTuple):
@@ -57,7 +62,7 @@ def draw_curves(curves: Sequence[Curve], title: str, *, unit: str = "", log: boo
         An SVG element.
     """
     with styled():
-        figure = new_figure(4.2, 2.5)
+        figure = new_figure(3.9, 2.4)
         axes: Axes = figure.subplots()
         colors = iter(SERIES)
         for curve in curves:
@@ -65,6 +70,7 @@ def draw_curves(curves: Sequence[Curve], title: str, *, unit: str = "", log: boo
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.margins(x=0.01)
         if log:
             axes.set_yscale("log")
@@ -81,11 +87,13 @@ def _draw_curve(axes: Axes, curve: Curve, color: str) -> None:
         return
     values = np.asarray(curve.values, float)
     if len(values) < 20:
-        marker = "o" if len(values) < 8 else None
+        marker = "o" if len(values) < 8 else ""
         axes.plot(curve.steps, values, color=color, marker=marker, markersize=4, label=curve.name)
         return
-    axes.plot(curve.steps, values, color=color, alpha=0.3, linewidth=0.8)
-    axes.plot(curve.steps, smoothed(values), color=color, label=curve.name)
+    thin = max(1, len(values) // _MOST_POINTS)
+    steps = curve.steps[::thin]
+    axes.plot(steps, values[::thin], color=color, alpha=0.3, linewidth=0.8)
+    axes.plot(steps, smoothed(values)[::thin], color=color, label=curve.name)
 
 
 def smoothed(values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
@@ -115,8 +123,8 @@ def draw_dots(
     """
     structures = list(dict.fromkeys(name for method in methods for name in method.means))
     with styled():
-        room = 0.17 + 0.17 * len(methods)
-        figure = new_figure(6.8, 0.95 + room * len(structures))
+        room = 0.16 + 0.12 * len(methods)
+        figure = new_figure(7.2, 0.95 + room * len(structures))
         axes: Axes = figure.subplots()
         for number, (method, color) in enumerate(zip(methods, (BLUE, ORANGE), strict=False)):
             shift = 0.0 if len(methods) == 1 else (number - 0.5) * 0.4
@@ -138,11 +146,13 @@ def draw_dots(
 
 def _draw_dot(axes: Axes, method: Dots, structure: str, place: float, color: str) -> None:
     cases = [value for value in method.cases.get(structure, ()) if math.isfinite(value)]
-    axes.plot(cases, [place] * len(cases), "o", color=color, alpha=0.25, markersize=3.5, mew=0)
+    axes.plot(
+        cases, [place] * len(cases), "o", color=color, alpha=0.3, ms=3.5, mew=0, clip_on=False
+    )
     mean, low, high = method.means.get(structure, (math.nan,) * 3)
     if math.isfinite(low) and math.isfinite(high):
         axes.plot([low, high], [place, place], color=color, linewidth=2)
-    axes.plot([mean], [place], "o", color=color, markersize=6.5)
+    axes.plot([mean], [place], "o", color=color, markersize=6.5, clip_on=False)
 
 
 def draw_pairs(
@@ -160,7 +170,7 @@ def draw_pairs(
         An SVG element.
     """
     with styled():
-        figure = new_figure(4.2, 3.2)
+        figure = new_figure(7.2, 2.9)
         axes: Axes = figure.subplots()
         shared = [case for case in first if case in second]
         for case in shared:

@@ -1,0 +1,51 @@
+"""Tables in a folder to one page that a person reads."""
+
+from pathlib import Path
+
+from voco import __version__
+from voco.data.store import write_atomically
+from voco.reporting.tables import Found, find_tables
+
+
+def report(folder: Path) -> Path:
+    """Make ``report.html`` of a run, of an evaluation, or of a folder that holds several.
+
+    Reads tables and pictures only (``log.jsonl``, ``recipe.yaml``, ``environment.json``,
+    ``metrics.csv``, ``summary.json``, ``comparison.json``, ``*.png``): it can be made anew years
+    later, without data and without a GPU. The page is one file that needs no other.
+
+    Args:
+        folder: Where the tables are, or the folders that hold them; the page is written here.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: If there is nothing to report on.
+        DataError: If a table is damaged.
+    """
+    # Drawing needs matplotlib, which takes a second to import.
+    from voco.reporting.evaluations import evaluation_section  # noqa: PLC0415
+    from voco.reporting.page import render  # noqa: PLC0415
+    from voco.reporting.runs import finetuning_section, pretraining_section  # noqa: PLC0415
+
+    folder = Path(folder)
+    found = find_tables(folder)
+    sections = [evaluation_section(tables) for tables in found.evaluations]
+    if found.finetuning:
+        sections.append(finetuning_section(found.finetuning))
+    sections += [pretraining_section(run) for run in found.pretraining]
+    page = render(folder.resolve().name, _made_by(found), sections)
+    file = folder / "report.html"
+    write_atomically(file, page.encode("utf-8"))
+    return file
+
+
+def _made_by(found: Found) -> str:
+    counts = {
+        "pre-training": len(found.pretraining),
+        "fine-tuning": len(found.finetuning),
+        "evaluation": len(found.evaluations),
+    }
+    parts = [f"{thing} × {count}" for thing, count in counts.items() if count]
+    return f"{', '.join(parts)}. Made from tables by voco {__version__}."

@@ -87,7 +87,10 @@ def test_scans_become_cases_in_ras_at_the_spacing_asked_for(scans, tmp_path):
 def test_processes_make_what_one_process_makes(scans, tmp_path):
     prepare(scans, tmp_path / "one", workers=1)
     prepare(scans, tmp_path / "two", workers=2)
-    assert content_of(tmp_path / "one") == content_of(tmp_path / "two")
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    assert content_of(one.path) == content_of(two.path)
+    assert list(one.cases) == list(two.cases)
+    assert one.digest == two.digest
 
 
 def test_a_bad_scan_is_refused_with_its_reason_and_the_rest_is_taken(scans, tmp_path):
@@ -144,6 +147,14 @@ def test_sources_of_one_name_are_told_apart_in_one_run_too(tmp_path):
         write_scan(tmp_path / place / "ct.nii.gz", seed=ord(place))
     prepare([tmp_path / "a", tmp_path / "b"], tmp_path / "store", workers=1)
     assert len(Store(tmp_path / "store").cases) == 2
+
+
+def test_the_same_scan_under_two_names_is_said(tmp_path):
+    write_scan(tmp_path / "scans" / "a.nii.gz")
+    (tmp_path / "scans" / "b.nii.gz").write_bytes((tmp_path / "scans" / "a.nii.gz").read_bytes())
+    prepare(tmp_path / "scans", tmp_path / "store", workers=1)
+    warnings = {line["case"]: line["warnings"][0] for line in lines_of(tmp_path / "store")}
+    assert warnings == {"a": "the same files as case b", "b": "the same files as case a"}
 
 
 def test_a_changed_source_is_made_anew_and_said(scans, tmp_path):

@@ -1,13 +1,14 @@
 """What became of each source found, one line each: ``quality.jsonl``."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from voco.config import Config, parse
 from voco.data.intake import Outcome
-from voco.data.store import write_atomically
+from voco.data.store import Store, write_atomically
 
 
 class Line(Config):
@@ -25,9 +26,17 @@ class Line(Config):
     """What a reader should know about how it was taken."""
 
 
-def quality_lines(outcomes: Iterable[Outcome]) -> list[Line]:
-    """A line for each outcome."""
-    return [_line(outcome) for outcome in outcomes]
+def quality_lines(outcomes: Iterable[Outcome], store: Store) -> list[Line]:
+    """A line for each outcome.
+
+    Args:
+        outcomes: What became of sources.
+        store: Which holds what was taken; cases with the same content are told of each other.
+    """
+    alike: dict[str, list[str]] = defaultdict(list)
+    for case in store.cases.values():
+        alike[case.source_sha256].append(case.id)
+    return [_line(outcome, alike) for outcome in outcomes]
 
 
 def write_quality(folder: Path, lines: Sequence[Line], part: str | None = None) -> list[Line]:
@@ -58,13 +67,16 @@ def write_quality(folder: Path, lines: Sequence[Line], part: str | None = None) 
     return known
 
 
-def _line(outcome: Outcome) -> Line:
+def _line(outcome: Outcome, alike: Mapping[str, Sequence[str]]) -> Line:
     key, case = outcome.job.key, outcome.case
     if outcome.status == "refused" or case is None:
         gone = () if case is None else (f"it changed, so case {case.id} left the store",)
         return Line(source=key, status="refused", reason=outcome.reason, warnings=gone)
-    anew = (f"made anew: {outcome.reason}",) if outcome.status == "remade" else ()
-    return Line(source=key, status="taken", case=case.id, warnings=(*anew, *case.warnings))
+    notes = [f"made anew: {outcome.reason}"] if outcome.status == "remade" else []
+    twins = [name for name in alike.get(case.source_sha256, ()) if name != case.id]
+    if twins:
+        notes.append(f"the same files as case {', '.join(twins)}")
+    return Line(source=key, status="taken", case=case.id, warnings=(*notes, *case.warnings))
 
 
 def _read_lines(file: Path) -> list[Line]:

@@ -67,7 +67,7 @@ def render(store: Store, lines: Sequence[Line]) -> str:
         modalities=_modalities(cases),
         classes=_classes(cases),
         refusals=_group((line.source, line.reason or "") for line in refused),
-        warnings=_group((case.id, text) for case in cases for text in case.warnings),
+        warnings=_group((line.case, text) for line in lines if line.case for text in line.warnings),
         pictures=_pictures(store, cases),
         count=len(cases),
     )

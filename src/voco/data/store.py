@@ -184,7 +184,7 @@ class Store:
 
     @property
     def cases(self) -> Mapping[str, Case]:
-        """Cases by id, in the order in which they were added.
+        """Cases by id, in the order of their ids: not in that in which workers finished them.
 
         Raises:
             StoreError: If a line is damaged.
@@ -203,8 +203,9 @@ class Store:
             for case in _read_cases(file):
                 if case.id not in cases or case.revision >= cases[case.id].revision:
                     cases[case.id] = case
-        here = {name: case for name, case in cases.items() if not case.gone}
-        return here, {name: case for name, case in cases.items() if case.gone}
+        ordered = dict(sorted(cases.items()))
+        here = {name: case for name, case in ordered.items() if not case.gone}
+        return here, {name: case for name, case in ordered.items() if case.gone}
 
     @cached_property
     def digest(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from voco.data.intake import Job, Outcome, source_keys, take
@@ -127,7 +128,7 @@ def prepare(
             outcomes.append(outcome)
     finally:
         lines = [Line(source=str(path), status="refused", reason=why) for path, why in refused]
-        lines += quality_lines(outcomes)
+        lines += quality_lines(outcomes, store)
         write_page(store, write_quality(out, lines, part))
         store.write_counts()
     return _report(out, outcomes, lines)
@@ -245,7 +246,7 @@ def _numbered(
 def _alone(job: Job, store: Path) -> Outcome:
     """A job in a process of its own that may die."""
     try:
-        return next(outcome for _, outcome in _side_by_side({0: job}, store, 2))
+        return get_reusable_executor(max_workers=1).submit(take, job, store).result()
     except TerminatedWorkerError:
         reason = "its process was killed, most likely for want of memory"
         return Outcome(job, "refused", reason=reason)

@@ -89,7 +89,7 @@ def comparison_entry(comparison: Comparison) -> dict[str, Any]:
     return {**{key: number(value) for key, value in values.items()}, "interval": interval}
 
 
-def number(value: float) -> float | int | None:
+def number(value: float | int) -> float | int | None:
     """A number as JSON holds it: ``None`` if it is not finite, six significant digits."""
     if isinstance(value, int):
         return value

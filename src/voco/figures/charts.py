@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 
 from voco.figures.style import BLUE, INK, MUTED, ORANGE, SERIES, new_figure, styled, to_svg
 
-
 _MOST_POINTS = 600
 """More do not show; a page of long runs would grow by megabytes."""
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from voco.cli import COMMANDS, DONE, INCOMPLETE, USAGE, main
@@ -83,3 +84,16 @@ def test_a_shard_out_of_range_is_wrong_usage(shard, tmp_path, capsys):
     words = ["prepare", str(tmp_path), "--out", str(tmp_path / "s"), "--shard", shard]
     assert main(words) == USAGE
     assert "i/n" in capsys.readouterr().err
+
+
+def test_a_gpu_without_memory_is_no_fault_of_the_program_and_the_way_out_is_named(
+    monkeypatch, capsys
+):
+    def full(words):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setitem(COMMANDS, "pretrain", ("", full))
+    assert main(["pretrain"]) == INCOMPLETE
+    said = capsys.readouterr().err
+    assert "(CUDA out of memory. Tried to allocate 2.00 GiB). Set a smaller batch_size" in said
+    assert "report it" not in said

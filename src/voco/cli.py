@@ -48,8 +48,17 @@ def main(arguments: Words | None = None) -> int:
     except OSError as error:
         return _complain(f"{error}.", debug, INCOMPLETE)
     except Exception as error:  # noqa: BLE001 (the edge of the program: nobody gets a traceback)
-        what = f"{type(error).__name__}: {error}"
-        return _complain(f"internal error, please report it: {what}", debug, INCOMPLETE)
+        return _complain(_unforeseen(error), debug, INCOMPLETE)
+
+
+def _unforeseen(error: Exception) -> str:
+    # By its name, since torch's own class would have to be imported.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"memory does not suffice ({str(error).split('. GPU')[0] or 'of this machine'}). Set a "
+            "smaller batch_size, a larger optimizer.accumulate, or precision bf16-mixed."
+        )
+    return f"internal error, please report it: {type(error).__name__}: {error}"
 
 
 def _complain(message: str, debug: bool, status: int, *, everywhere: bool = False) -> int:  # noqa: FBT001

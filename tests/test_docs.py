@@ -4,6 +4,7 @@ Blocks of one page run in order in one empty folder. ``sh`` blocks run in a shel
 in one interpreter per block. A block whose first line holds ``not run:`` says why it is not.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCES = sorted((ROOT / "src" / "voco").rglob("*.py"))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -49,3 +51,33 @@ def test_every_code_block_runs(page, tmp_path):
 def test_every_block_has_a_language(page):
     fences = re.findall(r"^```(\w*)", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert all(fences[::2]), f"{page.name}: a code block without a language"
+
+
+def texts(file: Path) -> list[str]:
+    """Every string in a module, with an ellipsis for each value that is put into it."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+        if isinstance(node, ast.JoinedStr):
+            parts = [getattr(part, "value", "…") for part in node.values]
+            found.append("".join(part if isinstance(part, str) else "…" for part in parts))
+    return found
+
+
+def test_titles_of_the_faq_are_messages_of_the_program():
+    said = [text for file in SOURCES for text in texts(file)]
+    page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^##+ `(.*)`$", page, re.MULTILINE)
+    assert len(titles) > 20
+    assert [title for title in titles if not any(title in text for text in said)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_recipes_that_are_called_by_name_come_along(page):
+    text = page.read_text(encoding="utf-8")
+    names = set(
+        re.findall(r"^(?:.* )?voco (?:pretrain|finetune) ([a-z][\w-]+)", text, re.MULTILINE)
+    )
+    shipped = {file.stem for file in (ROOT / "recipes").glob("*.yaml")}
+    assert names <= shipped

@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+Number = float | int
+"""JSON tells them apart, a reader does not."""
+
 METRICS = {
     "dice": "Dice",
     "nsd": "NSD",
@@ -44,7 +47,7 @@ def outcome(comparison: Mapping[str, Any]) -> list[str]:
         return [f"{figures}. One case shows nothing about others."]
     figures += f", 95 % interval {signed(low)} to {signed(high)}"
     if entry.get("permutation_p") is not None:
-        figures += f", sign-flip test p = {p_value(entry['permutation_p'])}"
+        figures += f", sign-flip test {p_equals(entry['permutation_p'])}"
     better, worse = (low > 0, high < 0)
     if metric in LOWER_IS_BETTER:
         better, worse = worse, better
@@ -85,7 +88,7 @@ def measured(summary: Mapping[str, Any]) -> str:
     )
 
 
-def accuracy_against_chance(health: Mapping[str, float], where: str) -> list[str]:
+def accuracy_against_chance(health: Mapping[str, Number], where: str) -> list[str]:
     """For every accuracy with a known chance level, how it compares."""
     sentences = []
     for name, right in health.items():
@@ -116,14 +119,14 @@ def difference(entry: Mapping[str, Any]) -> str:
     return f"{signed(entry['difference'])}{interval}"
 
 
-def value(number: float | None) -> str:
+def value(number: Number | None) -> str:
     """Three digits after the point below 10, one above; a dash for what is not defined."""
     if number is None or not math.isfinite(number):
         return "–"
     return f"{number:.3f}" if abs(number) < 10 else f"{number:.1f}"
 
 
-def signed(number: float | None) -> str:
+def signed(number: Number | None) -> str:
     """The same with its sign, and a true minus."""
     text = value(number)
     if number is None or text == "–":
@@ -131,12 +134,18 @@ def signed(number: float | None) -> str:
     return f"+{text}" if number >= 0 else text.replace("-", "−")
 
 
-def percent(share: float) -> str:
+def percent(share: Number) -> str:
     """A share as per cent."""
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
 
 
-def p_value(p: float | None) -> str:
+def p_equals(p: Number) -> str:
+    """A p value in a sentence."""
+    text = p_value(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def p_value(p: Number | None) -> str:
     """A p value with two digits that count."""
     if p is None:
         return "–"
@@ -148,7 +157,7 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
     """Seconds as people say them."""
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -156,7 +165,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def size(count_bytes: float) -> str:
+def size(count_bytes: Number) -> str:
     """Bytes as GB or MB."""
     return f"{count_bytes / 1e9:.1f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:.0f} MB"
 
@@ -173,5 +182,5 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _value(entry: Mapping[str, Any]) -> float | None:
+def _value(entry: Mapping[str, Any]) -> Number | None:
     return entry.get("mean", entry.get("difference"))

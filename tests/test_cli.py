@@ -89,7 +89,7 @@ def test_a_shard_out_of_range_is_wrong_usage(shard, tmp_path, capsys):
 def test_a_gpu_without_memory_is_no_fault_of_the_program_and_the_way_out_is_named(
     monkeypatch, capsys
 ):
-    def full(words):
+    def full(_words):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
 
     monkeypatch.setitem(COMMANDS, "pretrain", ("", full))

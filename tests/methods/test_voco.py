@@ -341,7 +341,7 @@ def test_the_picture_shows_bases_crops_and_shares(grid):
 
 
 def test_each_variant_has_its_own_settings():
-    assert VoCoConfig().choices() == OWN["paper"]
+    assert VoCoConfig().choices() == OWN["v1"]
     assert VoCoConfig(variant="v1").choices().crop == (96, 96, 96)
     assert VoCoConfig(variant="v1").choices().resize == (64, 64, 64)
     assert VoCoConfig(variant="v2").choices().grid == (3, 3, 1)

@@ -81,9 +81,10 @@ class VoCoConfig(MethodConfig):
 
     name: Literal["voco"] = "voco"
     """Selects this method."""
-    variant: Variant = "paper"
+    variant: Variant = "v1"
     """``paper`` (CVPR 2024: no teacher), ``v0`` (first public head), ``v1`` (public code: a
-    teacher network), ``v2`` (successor: a teacher projector, a term between volumes)."""
+    teacher network), ``v2`` (successor: a teacher projector, a term between volumes). The default
+    learnt position fastest where we measured (``docs/concepts/voco.md``)."""
     grid: Counts3 | None = None
     """Base crops along x, y and z. Own: 4 4 1; v2 3 3 1."""
     crop: Counts3 | None = None

@@ -29,3 +29,14 @@ def step() -> Step:
 def tiny() -> Tiny:
     """A backbone of three convolutions."""
     return build_tiny()
+
+
+COSTLY = ("two", "two_processes", "straight")
+"""Module fixtures that train in processes of their own."""
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that share a costly fixture run in one worker, so that it is made once."""
+    for item in items:
+        if any(name in COSTLY for name in getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))

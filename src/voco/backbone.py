@@ -63,6 +63,7 @@ class Backbone(nn.Module, ABC):
         head_prefixes: The same of the output layer.
         token_prefixes: Those of the encoder's that :meth:`TokenBackbone.tokens` uses.
         patch_prefixes: Those of the layer that turns patches into tokens, if there is one.
+        position_suffixes: How the names of learned position codes in ``network`` end.
     """
 
     config: BackboneConfig
@@ -81,6 +82,7 @@ class Backbone(nn.Module, ABC):
     head_prefixes: ClassVar[tuple[str, ...]]
     token_prefixes: ClassVar[tuple[str, ...]] = ()
     patch_prefixes: ClassVar[tuple[str, ...]] = ()
+    position_suffixes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def encode(self, volumes: Volumes) -> list[Level]:

@@ -41,9 +41,24 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
         {**_PAIRS, **_HEADS, "levels": "backbone"},
         {**_PAIRS, **_HEADS, "statistics": "slot", "map_level": 1, "farthest": None},
     ),
+    "positionlabel": (
+        {"crop": [12, 12, 8], "shift_probability": 1.0},
+        {"crop": [8, 8, 8], "shift_probability": 1.0, "level": 1, "pairs": 50, "padding": "zeros"},
+    ),
     "jigsaw": (
         {**_PIECES, "hidden": [16], "dropout": 0.5},
         {**_PIECES, "size": None, "patch": [8, 8, 8], "hidden": [], "standardise": False},
+    ),
+    "rot": (
+        {"side": 8, "hidden": [16], "shift_probability": 1.0},
+        {
+            "side": 8,
+            "rotations": 4,
+            "per_volume": "all",
+            "mask": "sphere",
+            "hidden": [],
+            "shift_probability": 1.0,
+        },
     ),
     "volumefusion": (
         {"window": [8, 8, 8], "crop": [8, 8, 8], "least_edge": 2},

@@ -80,6 +80,7 @@ class SwinUNETR(Backbone):
     decoder_prefixes: ClassVar = ("decoder5.", "decoder4.", "decoder3.", "decoder2.", "decoder1.")
     head_prefixes: ClassVar = ("out.",)
     patch_prefixes: ClassVar = ("swinViT.patch_embed.",)
+    position_suffixes: ClassVar = ("relative_position_bias_table",)
 
     def __init__(self, config: SwinUNETRConfig, out_channels: int) -> None:
         super().__init__()

@@ -83,6 +83,7 @@ class UNETR(TokenBackbone):
     head_prefixes: ClassVar = ("out.",)
     token_prefixes: ClassVar = ("vit.",)
     patch_prefixes: ClassVar = ("vit.patch_embedding.patch_embeddings.",)
+    position_suffixes: ClassVar = ("position_embeddings",)
 
     def __init__(self, config: UNETRConfig, out_channels: int) -> None:
         super().__init__()

@@ -6,13 +6,22 @@ from pydantic import Field
 
 from voco.methods.jigsaw import JigsawConfig
 from voco.methods.mocov3 import MoCoV3Config
+from voco.methods.positionlabel import PositionLabelConfig
+from voco.methods.rot import ROTConfig
 from voco.methods.simclr import SimCLRConfig
 from voco.methods.vicregl import VICRegLConfig
 from voco.methods.voco import VoCoConfig
 from voco.methods.volumefusion import VolumeFusionConfig
 
 _Kinds = (
-    VoCoConfig | SimCLRConfig | MoCoV3Config | VICRegLConfig | JigsawConfig | VolumeFusionConfig
+    VoCoConfig
+    | SimCLRConfig
+    | MoCoV3Config
+    | VICRegLConfig
+    | JigsawConfig
+    | PositionLabelConfig
+    | ROTConfig
+    | VolumeFusionConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

@@ -262,6 +262,8 @@ def test_shards_make_together_what_one_run_makes(scans, tmp_path):
 def test_a_shard_that_cannot_be_is_refused(scans, tmp_path):
     with pytest.raises(UsageError, match="1 <= i <= n"):
         prepare(scans, tmp_path / "store", shard=(0, 2))
+    with pytest.raises(UsageError, match="cannot overwrite"):
+        prepare(scans, tmp_path / "store", shard=(1, 2), overwrite=True)
 
 
 def test_foreground_cuts_to_the_body(scans, tmp_path):

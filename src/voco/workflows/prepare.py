@@ -105,22 +105,20 @@ def prepare(
     Raises:
         DataError: If a place does not exist, or nothing that could be a scan is found.
         StoreError: If the store was prepared in another way.
-        UsageError: If the shard is none, or the folder holds something else.
+        UsageError: If the shard is none or would overwrite, or the folder holds something else.
     """
-    if shard is not None and not 1 <= shard[0] <= shard[1]:
-        raise UsageError(f"shard {shard}: must be (i, n) with 1 <= i <= n.")
-    out = Path(out)
-    places = [Path(sources)] if isinstance(sources, str | Path) else [Path(s) for s in sources]
-    found, refused = _discover(places)
+    out, part = Path(out), _part(shard)
+    if shard is not None and overwrite:
+        raise UsageError("a shard cannot overwrite: it would remove what the others made.")
+    found, refused = _discover([sources] if isinstance(sources, str | Path) else sources)
     store = _open(out, _preprocessing(spacing_mm, foreground=foreground), overwrite=overwrite)
-    part = None if shard is None else f"{shard[0]}-of-{shard[1]}"
     if part is None:
         store.merge()
         _sweep(out)
     jobs = _jobs(found, store, modality)
     if shard is not None:
         jobs, refused = jobs[shard[0] - 1 :: shard[1]], refused[shard[0] - 1 :: shard[1]]
-    outcomes: list[Outcome] = []
+    outcomes = []
     try:
         for outcome in track(_work(jobs, out, workers), "prepare", total=len(jobs)):
             if outcome.case is not None and outcome.status != "kept":
@@ -134,6 +132,15 @@ def prepare(
     return _report(out, outcomes, lines)
 
 
+def _part(shard: tuple[int, int] | None) -> str | None:
+    if shard is None:
+        return None
+    number, count = shard
+    if not 1 <= number <= count:
+        raise UsageError(f"shard {shard}: must be (i, n) with 1 <= i <= n.")
+    return f"{number}-of-{count}"
+
+
 def _preprocessing(spacing_mm: Spacing | float | None, *, foreground: bool) -> Preprocessing:
     if isinstance(spacing_mm, int | float):
         spacing_mm = (spacing_mm, spacing_mm, spacing_mm)
@@ -142,10 +149,13 @@ def _preprocessing(spacing_mm: Spacing | float | None, *, foreground: bool) -> P
     return Preprocessing(spacing_mm=spacing_mm, foreground=foreground)
 
 
-def _discover(places: Sequence[Path]) -> tuple[dict[str, tuple[Source, Path]], list[Refused]]:
+def _discover(
+    named: Iterable[Path | str],
+) -> tuple[dict[str, tuple[Source, Path]], list[Refused]]:
     """All sources by key, each once, with the place in which it was found."""
     found: dict[str, tuple[Source, Path]] = {}
     refused: dict[Refused, None] = {}
+    places = [Path(place) for place in named]
     for place in places:
         sources, reasons = discover(place)
         for key, source in zip(source_keys(sources), sources, strict=True):

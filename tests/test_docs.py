@@ -49,7 +49,7 @@ def test_every_code_block_runs(page, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_has_a_language(page):
-    fences = re.findall(r"^```(\w*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    fences = re.findall(r"^```(\S*)", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert all(fences[::2]), f"{page.name}: a code block without a language"
 
 

@@ -64,6 +64,10 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
         {"window": [8, 8, 8], "crop": [8, 8, 8], "least_edge": 2},
         {**_PAIRS, "least_edge": 2, "sources": "crops", "blocks": "grid", "draw_zero": True},
     ),
+    "modelsgenesis": (
+        {"crop": [8, 8, 8], "shuffle_blocks": 20},
+        {"crop": [16, 12, 8], "flips": "all_axes", "sigmoid": False, "inpaint_share": 0.8},
+    ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
 

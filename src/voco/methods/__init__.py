@@ -6,6 +6,7 @@ from pydantic import Field
 
 from voco.methods.jigsaw import JigsawConfig
 from voco.methods.mocov3 import MoCoV3Config
+from voco.methods.modelsgenesis import ModelsGenesisConfig
 from voco.methods.positionlabel import PositionLabelConfig
 from voco.methods.rot import ROTConfig
 from voco.methods.simclr import SimCLRConfig
@@ -22,6 +23,7 @@ _Kinds = (
     | PositionLabelConfig
     | ROTConfig
     | VolumeFusionConfig
+    | ModelsGenesisConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

@@ -39,6 +39,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from voco.augment.appearance import AppearanceConfig
+from voco.augment.blocks import between, draw_blocks
 from voco.augment.pairs import cut_pairs
 from voco.backbone import Backbone
 from voco.draws import Draws
@@ -262,13 +263,17 @@ def draw_boxes(draws: Draws, count: int, config: VolumeFusionConfig) -> Labels:
         count: Crops of this process.
         config: How many boxes, how large, and which classes.
     """
-    most, size = config.most_boxes, torch.tensor(config.crop)
+    most = config.most_boxes
     numbers = draws.integers(count, low=config.least_boxes, high=most + 1)
     classes = _classes(draws, count, most, config=config)
-    longest = (size * config.most_edge_share).long().clamp(min=config.least_edge)
-    edges = _between(draws.uniform(count, most, 3), config.least_edge, longest)
-    starts = _between(draws.uniform(count, most, 3), 0, size - edges)
-    boxes = torch.stack([starts, starts + edges], dim=2)
+    boxes = draw_blocks(
+        draws,
+        count,
+        most,
+        config.crop,
+        shortest=torch.full((3,), config.least_edge),
+        longest=(torch.tensor(config.crop) * config.most_edge_share).long(),
+    )
     labels = torch.zeros(count, *config.crop, dtype=torch.int64)
     for row, number, places, kinds in zip(
         labels, numbers.tolist(), boxes.tolist(), classes.tolist(), strict=True
@@ -286,9 +291,9 @@ def draw_cells(draws: Draws, count: int, config: VolumeFusionConfig) -> Labels:
         count: Crops of this process.
         config: How large the cells are, how many have a class, and which classes.
     """
-    size = torch.tensor(config.crop)
-    edges = _between(draws.uniform(count, 3), config.least_edge, size.clamp(max=config.most_edge))
-    offsets = _between(draws.uniform(count, 3), 0, size % edges)
+    size, least = torch.tensor(config.crop), torch.full((3,), config.least_edge)
+    edges = between(draws.uniform(count, 3), least, size.clamp(max=config.most_edge))
+    offsets = between(draws.uniform(count, 3), torch.zeros_like(size), size % edges)
     most = [side // config.least_edge for side in config.crop]
     chosen = draws.uniform(count, *most) < config.cell_share
     # One more layer of class 0, which stands for all that lies outside the cells.
@@ -361,12 +366,6 @@ def _log_shares(logits: Level) -> Level:
 def _classes(draws: Draws, count: int, *shape: int, config: VolumeFusionConfig) -> Tensor:
     low = 0 if config.draw_zero else 1
     return draws.integers(count, *shape, low=low, high=config.coefficients + 1)
-
-
-def _between(places: Tensor, low: int, high: Tensor) -> Int64[Tensor, "..."]:
-    """Whole numbers from ``low`` to ``high``, both included, from numbers in [0, 1)."""
-    room = high - low + 1
-    return low + (places.double() * room).long().minimum(room - 1)
 
 
 def _cell_along(side: int, offset: int, edge: int, outside: int) -> Int64[Tensor, "_"]:

@@ -1,0 +1,42 @@
+"""Boxes of many sizes within a volume, for what is mixed in, shuffled or hidden."""
+
+from jaxtyping import Int64
+from torch import Tensor, stack, tensor
+
+from voco.draws import Draws
+from voco.shapes import Shape3
+
+
+def draw_blocks(
+    draws: Draws,
+    count: int,
+    number: int,
+    size: Shape3,
+    *,
+    shortest: Int64[Tensor, "three"],
+    longest: Int64[Tensor, "three"],
+    border: int = 0,
+) -> Int64[Tensor, "b n 2 3"]:
+    """Boxes of which each side, and then the place, is drawn evenly.
+
+    Args:
+        draws: Random numbers.
+        count: Volumes of this process.
+        number: Boxes of each volume.
+        size: Voxels of a volume.
+        shortest: Voxels of the shortest side along each axis; at least 1 in any case.
+        longest: Voxels of the longest side; at least the shortest in any case.
+        border: Voxels between a box and the edge of the volume, as far as there is room.
+    """
+    least = shortest.clamp(min=1)
+    sides = between(draws.uniform(count, number, 3), least, longest.maximum(least))
+    room = tensor(size) - sides
+    margin = (room // 2).clamp(max=border)
+    starts = between(draws.uniform(count, number, 3), margin, room - margin)
+    return stack([starts, starts + sides], dim=2)
+
+
+def between(places: Tensor, low: Tensor, high: Tensor) -> Int64[Tensor, "..."]:
+    """Whole numbers from ``low`` to ``high``, both included, from numbers in [0, 1)."""
+    room = high - low + 1
+    return low + (places.double() * room).long().minimum(room - 1)

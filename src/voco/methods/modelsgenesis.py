@@ -1,0 +1,390 @@
+"""Models Genesis: damage a volume, restore it.
+
+Zhou et al., *Models Genesis*, MICCAI 2019 and Medical Image Analysis 2021 (arXiv 1908.06912,
+2004.07882); code ``MrGiovanni/ModelsGenesis``. A volume is mirrored; then voxels are shuffled
+within small blocks, intensities go through a random curve, and boxes, or all but some boxes, become
+noise. The network gives back the volume as it was before the three damages: encoder *and* decoder
+are trained. Probabilities, sizes and the order of the steps are those of the code.
+
+The code does two things that one would not expect, and both are the default here, as in every
+published result:
+
+- ``flips: reference`` draws one of three axes, of which the first is that of the channels: x or y
+  is mirrored, z never, and a third of the mirrorings do nothing. ``all_axes`` is the repair.
+- Curves run from 1 to 0 along their parameter, so that sorting only their inputs makes half of
+  them *fall*: dark and bright are exchanged. ``inverted_probability: 0`` leaves the rising ones.
+
+What differs here:
+
+- All channels of a volume are damaged alike. The code shuffles the first one alone, and draws
+  noise for each.
+- Intensities need not lie in [0, 1]: ``intensities`` says which range curve, noise, output and
+  target have. The reference has its input there already; z-scored inputs without that setting
+  would lose all that lies outside of it.
+- The reference leaves out cubes with much air; ``windows.foreground`` keeps windows on the body.
+- Training is by the optimizer of the recipe, AdamW. The reference has SGD with a learning rate of
+  1, which suits its network alone: batch norm throughout and a sigmoid at the end.
+"""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from pydantic import Field, PositiveInt, field_validator
+from torch import Tensor, nn
+
+from voco.augment.blocks import draw_blocks
+from voco.augment.spatial import flip
+from voco.backbone import Backbone
+from voco.draws import Draws
+from voco.method import Method, MethodConfig, Panel, grey, middle_slices
+from voco.nn.freeze import freeze_unreached
+from voco.nn.unit import at_least_float32
+from voco.shapes import Boxes, Shape3, Volumes
+from voco.task import Outcome, Step
+
+Sides3 = tuple[PositiveInt, PositiveInt, PositiveInt]
+
+_FLIP_AGAIN, _MOST_FLIPS = 0.4, 3
+_BOX_AGAIN, _MOST_BOXES = 0.95, 5
+_BORDER = 3
+"""Voxels between a painted box and the border, where there is room."""
+_SAMPLES = 100_000
+"""Points of a curve."""
+_SHOWN = 4
+_LARGEST_OUTPUT = 1e4
+"""Outputs are cut here, so that their squares stay finite."""
+
+
+class ModelsGenesisConfig(MethodConfig):
+    """Settings of Models Genesis."""
+
+    name: Literal["modelsgenesis"] = "modelsgenesis"
+    """Selects this method."""
+    crop: Sides3 = (64, 64, 32)
+    """Voxels of a volume (reference)."""
+    intensities: tuple[float, float] = (0.0, 1.0)
+    """Least and largest intensity of the network's input: 0 and 1 for windows and percentiles,
+    -5 and 5 for z-scores. Curve and noise stay within; what lies outside is cut where a curve is
+    applied, and ``outside_share`` says how much that is."""
+    flips: Literal["reference", "all_axes"] = "reference"
+    """Which axes may be mirrored: x and y, as in the reference, or all."""
+    shuffle_probability: float = Field(default=0.5, ge=0, le=1)
+    """Of shuffling voxels within blocks."""
+    shuffle_blocks: PositiveInt = 10_000
+    """Blocks of a volume, with sides up to a tenth of its own. They may overlap: every voxel comes
+    from the last block it lies in, and from the volume as it was."""
+    curve_probability: float = Field(default=0.9, ge=0, le=1)
+    """Of sending intensities through a curve."""
+    inverted_probability: float = Field(default=0.5, ge=0, le=1)
+    """Share of the curves that fall."""
+    paint_probability: float = Field(default=0.9, ge=0, le=1)
+    """Of painting."""
+    inpaint_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of paintings in which boxes become noise; in the others, all outside of them does."""
+    sigmoid: bool = True
+    """Whether the output passes through a sigmoid (reference). Not so in nnssl's port."""
+
+    @field_validator("intensities")
+    @classmethod
+    def _in_order(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if ends[0] >= ends[1]:
+            raise ValueError(f"the least intensity {ends[0]} is not below the largest {ends[1]}")
+        return ends
+
+    def build(self, backbone: Backbone) -> "ModelsGenesis":
+        """Models Genesis around a backbone.
+
+        Raises:
+            ConfigError: If the backbone does not take volumes of this size.
+        """
+        return ModelsGenesis(self, backbone)
+
+
+class Views(NamedTuple):
+    """Volumes as the network sees them, and as they were; both mirrored alike."""
+
+    damaged: Volumes
+    clean: Volumes
+
+
+class ModelsGenesis(Method):
+    """Restoring damaged volumes.
+
+    Args:
+        config: The settings.
+        backbone: The network to train, encoder and decoder; its output layer is frozen, since the
+            method has one of its own, with a channel for each of the input.
+
+    Raises:
+        ConfigError: If the backbone does not take volumes of this size.
+    """
+
+    trains_decoder: ClassVar[bool] = True
+
+    def __init__(self, config: ModelsGenesisConfig, backbone: Backbone) -> None:
+        super().__init__()
+        backbone.check_size(config.crop)
+        self.config = config
+        self.window = config.crop
+        self.backbone = backbone
+        channels = backbone.config.in_channels
+        probe = torch.zeros(1, channels, *config.crop, device="meta")
+        freeze_unreached(backbone, lambda network: network.decode(network.encode(probe)))
+        self.head = nn.Conv3d(backbone.decoded_channels, channels, 1)
+
+    def views(self, volumes: Volumes, step: Step) -> Views:
+        """Mirror the volumes and damage them, where they are."""
+        config, draws, count = self.config, step.draws, len(volumes)
+        clean = flip(volumes, draw_flips(draws.child(1), count, config.flips).flatten(0, 1))
+        values = self._scaled(clean)
+        values = shuffled(values, draws.child(2), config)
+        values = curved(values, draws.child(3), config)
+        values = painted(values, draws.child(4), config)
+        low, high = config.intensities
+        return Views(low + values * (high - low), clean)
+
+    def forward(self, batch: Volumes, step: Step) -> Outcome:
+        """The loss of a batch, and what guesses would cost."""
+        damaged, clean = self.views(batch, step)
+        found = self._restored(damaged)
+        with torch.autocast(found.device.type, enabled=False):
+            loss = restoration_loss(found, self._scaled(clean))
+        return Outcome({"restoration": loss}, self._health(damaged, clean))
+
+    def handover(self) -> Backbone:
+        """The backbone, encoder and decoder; the method's own output layer stays behind."""
+        return self.backbone
+
+    def show(self, volumes: Volumes, step: Step) -> list[Panel]:
+        """Volumes as the network sees them, as it restores them, and as they were."""
+        with torch.no_grad():
+            damaged, clean = self.views(volumes, step)
+            found = self._restored(damaged)
+        pictures = {"damaged": damaged, "restored": found, "clean": clean}
+        slices = {name: middle_slices(view, _SHOWN) for name, view in pictures.items()}
+        return [
+            Panel(f"{name} {at}", grey(images[at]))
+            for at in range(min(_SHOWN, len(volumes)))
+            for name, images in slices.items()
+        ]
+
+    def _scaled(self, volumes: Volumes) -> Volumes:
+        """From the network's range to [0, 1]."""
+        low, high = self.config.intensities
+        return (volumes - low) / (high - low)
+
+    def _restored(self, damaged: Volumes) -> Volumes:
+        found = at_least_float32(self.head(self.backbone.decode(self.backbone.encode(damaged))))
+        if self.config.sigmoid:
+            return found.sigmoid()
+        return found.clamp(-_LARGEST_OUTPUT, _LARGEST_OUTPUT)
+
+    @torch.no_grad()
+    def _health(self, damaged: Volumes, clean: Volumes) -> dict[str, Tensor]:
+        # What guesses cost: each volume's mean, or the damaged volume as it is.
+        truth = self._scaled(clean)
+        mean = truth.mean(dim=(1, 2, 3, 4), keepdim=True)
+        return {
+            "mean_chance": restoration_loss(mean.expand_as(truth), truth),
+            "untouched_chance": restoration_loss(self._scaled(damaged), truth),
+            "outside_share": ((truth < 0) | (truth > 1)).float().mean(),
+        }
+
+
+def restoration_loss(found: Volumes, clean: Volumes) -> Float[Tensor, ""]:
+    """Mean squared error over *all* voxels, damaged or not; in at least float32."""
+    return (at_least_float32(found) - at_least_float32(clean)).square().mean()
+
+
+# ---- mirroring and shuffling ------------------------------------------------------------------
+
+
+def draw_flips(
+    draws: Draws, count: int, axes: Literal["reference", "all_axes"]
+) -> Bool[Tensor, "b 1 three"]:
+    """Along which axes volumes are mirrored: up to three times, each less likely than the last.
+
+    Args:
+        draws: Random numbers.
+        count: Volumes of this process.
+        axes: Which may be mirrored; see :class:`ModelsGenesisConfig`.
+    """
+    again = (draws.uniform(count, _MOST_FLIPS) < _FLIP_AGAIN).long().cumprod(dim=1)
+    # Axis 0 of the reference is that of the channels, where nothing is mirrored.
+    chosen = draws.integers(count, _MOST_FLIPS, high=3) - int(axes == "reference")
+    times = (again[..., None] * (chosen[..., None] == torch.arange(3))).sum(dim=1, keepdim=True)
+    return times % 2 == 1
+
+
+def shuffled(volumes: Volumes, draws: Draws, config: ModelsGenesisConfig) -> Volumes:
+    """Volumes, some of them with voxels shuffled within small blocks.
+
+    Args:
+        volumes: The volumes.
+        draws: Random numbers.
+        config: How likely, and how many blocks.
+    """
+    count, size = len(volumes), _size(volumes)
+    chosen = draws.uniform(count) < config.shuffle_probability
+    seeds = draws.integers(count, high=1 << 62)
+    longest = torch.tensor([max(1, side // 10) for side in size])
+    boxes = draw_blocks(
+        draws, count, config.shuffle_blocks, size, shortest=torch.ones(3).long(), longest=longest
+    )
+    rows = volumes.flatten(2)
+    return torch.stack(
+        [
+            row[:, origins(box.to(row.device), size, seed)] if yes else row
+            for row, box, seed, yes in zip(rows, boxes, seeds.tolist(), chosen, strict=True)
+        ]
+    ).view_as(volumes)
+
+
+def origins(boxes: Boxes, size: Shape3, seed: int) -> Int64[Tensor, "v"]:
+    """From which voxel each voxel of a volume comes, if voxels are shuffled within boxes.
+
+    All boxes at once: a voxel in several boxes comes from within the last of them.
+
+    Args:
+        boxes: Inside the volume.
+        size: Voxels of the volume; they are numbered with z innermost.
+        seed: Of the orders within the boxes.
+    """
+    device, edges = boxes.device, boxes[:, 1] - boxes[:, 0]
+    counts = edges.prod(dim=1)
+    box = torch.arange(len(boxes), device=device).repeat_interleave(counts)
+    within = torch.arange(len(box), device=device) - (counts.cumsum(0) - counts)[box]
+    _, rows, columns = edges[box].unbind(dim=1)
+    x, y, z = boxes[box, 0].unbind(dim=1)
+    x, y, z = x + within // (rows * columns), y + within // columns % rows, z + within % columns
+    place = (x * size[1] + y) * size[2] + z
+    generator = torch.Generator(device).manual_seed(seed)
+    noise = torch.rand(len(box), generator=generator, device=device, dtype=torch.float64)
+    order = (box + noise).argsort()  # sorts within each box alone
+    voxels = torch.arange(size[0] * size[1] * size[2], device=device)
+    last = torch.full_like(voxels, -1).scatter_reduce(0, place, box, "amax")
+    counted = box == last[place]
+    voxels[place[counted]] = place[order][counted]
+    return voxels
+
+
+# ---- curves -----------------------------------------------------------------------------------
+
+
+def curved(volumes: Volumes, draws: Draws, config: ModelsGenesisConfig) -> Volumes:
+    """Volumes, most of them with intensities sent through a random curve.
+
+    Args:
+        volumes: In [0, 1]; where a curve is applied, what lies outside is cut.
+        draws: Random numbers.
+        config: How likely.
+    """
+    count = len(volumes)
+    chosen = draws.uniform(count) < config.curve_probability
+    inverted = draws.uniform(count) < config.inverted_probability
+    points = draws.uniform(count, 2, 2)
+    rows = chosen.nonzero()[:, 0]
+    if not len(rows):
+        return volumes
+    placed = rows.to(volumes.device)
+    x, y = (side.to(volumes) for side in curve(points[rows], inverted[rows]))
+    return volumes.index_copy(0, placed, interpolated(volumes[placed], x, y))
+
+
+def curve(
+    points: Float[Tensor, "b two 2"], inverted: Bool[Tensor, "b"], samples: int = _SAMPLES
+) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+    """Cubic Bezier curves from (0, 0) to (1, 1), or mirrored: from (0, 1) to (1, 0).
+
+    Args:
+        points: The two inner control points, in [0, 1]; so both coordinates rise throughout.
+        inverted: Which curves fall.
+        samples: Points of a curve.
+
+    Returns:
+        Inputs, rising, and outputs.
+    """
+    t = torch.linspace(0, 1, samples)
+    weights = torch.stack([3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t)])
+    x, y = (points.mT @ weights + t**3).sort(dim=-1).values.unbind(dim=1)
+    return x, torch.where(inverted[:, None], y.flip(1), y)
+
+
+def interpolated(volumes: Volumes, x: Float[Tensor, "b n"], y: Float[Tensor, "b n"]) -> Volumes:
+    """Intensities sent through curves, linearly between their points.
+
+    Args:
+        volumes: The volumes.
+        x: Inputs, rising; intensities beyond the first and the last are cut to them.
+        y: Outputs.
+    """
+    values = volumes.flatten(1).minimum(x[:, -1:]).maximum(x[:, :1])
+    above = torch.searchsorted(x.contiguous(), values).clamp(1, x.shape[1] - 1)
+    left, right = x.gather(1, above - 1), x.gather(1, above)
+    low, high = y.gather(1, above - 1), y.gather(1, above)
+    # Points may coincide where a curve is steep.
+    part = ((values - left) / (right - left).clamp(min=1e-12)).clamp(0, 1)
+    return (low + part * (high - low)).view_as(volumes)
+
+
+# ---- painting ---------------------------------------------------------------------------------
+
+
+def painted(volumes: Volumes, draws: Draws, config: ModelsGenesisConfig) -> Volumes:
+    """Volumes, most of them with noise in boxes or around them.
+
+    Args:
+        volumes: The volumes.
+        draws: Random numbers.
+        config: How likely.
+    """
+    noise = torch.special.ndtr(draws.noise_like(volumes))  # of normal numbers: uniform ones
+    hidden = draw_hidden(draws, len(volumes), _size(volumes), config)
+    return torch.where(hidden.to(volumes.device)[:, None], noise, volumes)
+
+
+def draw_hidden(
+    draws: Draws, count: int, size: Shape3, config: ModelsGenesisConfig
+) -> Bool[Tensor, "b x y z"]:
+    """Which voxels become noise: those in up to five boxes, or all outside of one to five larger.
+
+    Args:
+        draws: Random numbers.
+        count: Volumes of this process.
+        size: Voxels of a volume.
+        config: How likely each of the two is.
+    """
+    chosen = draws.uniform(count) < config.paint_probability
+    inner = draws.uniform(count) < config.inpaint_share
+    again = draws.uniform(count, _MOST_BOXES) < _BOX_AGAIN
+    again[:, 0] |= ~inner  # without a box, all would be hidden
+    sides = torch.tensor(size)
+    shortest = torch.stack([sides - 4 * sides // 7, sides // 6])
+    longest = torch.stack([sides - 3 * sides // 7, sides // 3])
+    large, small = (
+        draw_blocks(draws, count, _MOST_BOXES, size, shortest=least, longest=most, border=_BORDER)
+        for least, most in zip(shortest, longest, strict=True)
+    )
+    boxes = torch.where(inner[:, None, None, None], small, large)
+    numbers = again.long().cumprod(dim=1).sum(dim=1)
+    inside = torch.stack(
+        [_union(row[:number], size) for row, number in zip(boxes, numbers.tolist(), strict=True)]
+    )
+    return (inside == _per_voxel(inner)) & _per_voxel(chosen)
+
+
+def _union(boxes: Boxes, size: Shape3) -> Bool[Tensor, "x y z"]:
+    inside = torch.zeros(size, dtype=torch.bool)
+    for start, stop in boxes.tolist():
+        inside[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = True
+    return inside
+
+
+def _size(volumes: Volumes) -> Shape3:
+    x, y, z = volumes.shape[2:]
+    return (x, y, z)
+
+
+def _per_voxel(chosen: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1"]:
+    return chosen.view(-1, 1, 1, 1)

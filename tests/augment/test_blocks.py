@@ -1,0 +1,27 @@
+"""Boxes of many sizes."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voco.augment.blocks import between, draw_blocks
+from voco.draws import Draws
+
+
+@given(st.integers(0, 1 << 30), st.tuples(*[st.integers(1, 20)] * 3), st.integers(0, 5))
+def test_blocks_lie_in_the_volume_with_sides_in_their_range(seed, size, border):
+    longest = torch.tensor(size)
+    boxes = draw_blocks(
+        Draws(seed, 0), 2, 3, size, shortest=longest // 3, longest=longest, border=border
+    )
+    sides = boxes[:, :, 1] - boxes[:, :, 0]
+    assert (boxes[:, :, 0] >= 0).all()
+    assert (boxes[:, :, 1] <= longest).all()
+    assert (sides >= (longest // 3).clamp(min=1)).all()
+    away = torch.minimum(boxes[:, :, 0], longest - boxes[:, :, 1])
+    assert (away >= ((longest - sides) // 2).clamp(max=border)).all()
+
+
+def test_both_ends_are_drawn_and_all_between_evenly():
+    drawn = between(torch.arange(100) / 100, torch.tensor(3), torch.tensor(6))
+    assert torch.bincount(drawn).tolist() == [0, 0, 0, 25, 25, 25, 25]

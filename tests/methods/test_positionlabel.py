@@ -81,8 +81,9 @@ def test_blind_figures_are_those_of_the_best_blind_answer():
     shares = relative_labels(all_pairs(27), (3, 3, 3)).bincount() / 27**2
     assert health["relative_chance"].item() == pytest.approx(float(shares.max()))
     entropy = float(torch.special.entr(shares).sum())
-    assert health["relative_loss_chance"].item() == pytest.approx(entropy, rel=1e-5)
-    assert health["absolute_loss_chance"].item() == pytest.approx(math.log(27))
+    assert health["relative_loss_chance"].item() == pytest.approx(entropy / 2, rel=1e-5)
+    # With the weight of one half, as the loss beside which it stands.
+    assert health["absolute_loss_chance"].item() == pytest.approx(math.log(27) / 2)
 
 
 def test_the_loss_of_a_volume_is_the_mean_over_what_counts_in_it():

@@ -158,9 +158,8 @@ class PositionLabel(Method):
         """Losses and health figures of a batch."""
         views = self.views(batch, step)
         answers = self._answers(self._tokens(views.crops), views)
-        weights = {"absolute": self.config.absolute_weight, "relative": self.config.relative_weight}
         losses: Losses = {
-            name: weights[name] * counted_loss(*answer) for name, answer in answers.items()
+            name: self._weights[name] * counted_loss(*answer) for name, answer in answers.items()
         }
         return Outcome(losses, self._health(answers, views))
 
@@ -180,6 +179,10 @@ class PositionLabel(Method):
             return panels
         bars = {"flat volume": (float(self._flat_accuracy(views)),)}
         return [*panels, Panel("share of tokens that find their place without anatomy", bars=bars)]
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {"absolute": self.config.absolute_weight, "relative": self.config.relative_weight}
 
     def _add_heads(self, channels: int) -> None:
         """Heads of the reference's widths, which halve with every layer, for what has a weight."""
@@ -223,7 +226,8 @@ class PositionLabel(Method):
         for name, answer in answers.items():
             right = answer.logits.argmax(dim=2) == answer.labels
             health[f"{name}_accuracy"] = masked_mean(right.float(), answer.counted)
-            chances = {"": 1 / math.prod(self.grid), "_loss": _blind_loss(name, self.grid)}
+            loss = self._weights[name] * _blind_loss(name, self.grid)
+            chances = {"": 1 / math.prod(self.grid), "_loss": loss}
             for kind, value in chances.items():
                 health[f"{name}{kind}_chance"] = torch.full((), value, device=right.device)
         if not self.training and self.absolute is not None:
@@ -297,7 +301,7 @@ def pad_by_replication(module: nn.Module) -> None:
 
 
 def _blind_loss(name: str, grid: Shape3) -> float:
-    """Loss of the best answer that looks at nothing: the entropy of the classes."""
+    """Loss, before its weight, of the best answer that looks at nothing: the classes' entropy."""
     if name == "absolute":
         return math.log(math.prod(grid))
     # Displacements are the more frequent the smaller they are.

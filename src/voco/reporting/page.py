@@ -32,7 +32,7 @@ class Table(NamedTuple):
         columns: Headings.
         rows: The first cell of a row is its heading.
         note: Below it.
-        folded: Whether it is shown only when asked for (always on paper).
+        folded: Whether it is shown only when asked for.
     """
 
     caption: str

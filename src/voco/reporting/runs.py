@@ -35,10 +35,10 @@ _ENDS = 0.1
 """Share of the log that stands for the end of a run."""
 
 
-def pretraining_section(run: RunTables) -> Section:
-    """One run of pre-training."""
-    method = _method(run)
-    section = Section(f"Pre-training with {method}")
+def pretraining_section(run: RunTables, *, named: bool = False) -> Section:
+    """One run of pre-training, with its folder's name in the title if there are several."""
+    where = f": {run.folder.name}" if named else ""
+    section = Section(f"Pre-training with {_method(run)}{where}")
     section.lead += _pretraining_lead(run)
     section.warnings += _unfinished(run)
     section.pictures += _seen(run, "method.png")

@@ -34,7 +34,8 @@ def report(folder: Path) -> Path:
     sections = [evaluation_section(tables) for tables in found.evaluations]
     if found.finetuning:
         sections.append(finetuning_section(found.finetuning))
-    sections += [pretraining_section(run) for run in found.pretraining]
+    several = len(found.pretraining) > 1
+    sections += [pretraining_section(run, named=several) for run in found.pretraining]
     page = render(folder.resolve().name, _made_by(found), sections)
     file = folder / "report.html"
     write_atomically(file, page.encode("utf-8"))

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from voco.backbone import Part
 from voco.data.selection import Entry, Split, split_cases
 from voco.data.store import Store
 from voco.data.windows import Share, Windows, window_batches
@@ -27,8 +26,9 @@ from voco.task import Step
 from voco.weights import WEIGHTS_FILE, TrainingData, export, transfer
 
 _LOOK = 0x60
-_MOST_LOOKED_AT = 32
-"""Windows of held-out cases that are looked at."""
+_LEAST_LOOKED_AT, _MOST_LOOKED_AT = 16, 32
+"""Windows of held-out cases that are looked at: one of each case, but several of few cases, since
+figures of a handful of crops say nothing."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def _held_out(job: Job) -> Iterator[tuple[Volumes, Draws]]:
     entries, config = job.split.held_out, job.config
     seed = mixed_seed(config.seed, _LOOK)
     share = Share(config.batch_size // config.optimizer.accumulate)
-    count = -(-min(len(entries), _MOST_LOOKED_AT) // share.batch_size)
+    wanted = min(max(len(entries), _LEAST_LOOKED_AT), _MOST_LOOKED_AT)
+    count = -(-wanted // share.batch_size)
     batches = window_batches(
         job.windows(entries, seed, share), job.fabric.device, 0, start=0, stop=count
     )
@@ -228,13 +229,12 @@ def _finish(job: Job) -> None:
         volumes, draws = next(_held_out(job))
         step = Step(config.steps - 1, config.steps, draws)
         _draw(job, volumes, step, job.out / "method.png", "Held-out cases, after the last step")
-    parts: tuple[Part, ...] = ("encoder", "decoder") if job.method.trains_decoder else ("encoder",)
     used = [entry.store for entry in train_entries]
     export(
         job.out,
         job.method.handover(),
         kind="pretraining",
-        trained=parts,
+        trained=job.method.trained_parts(),
         step=config.steps,
         seed=config.seed,
         preprocessing=job.stores[0].preprocessing,

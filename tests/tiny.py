@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from voco.backbone import Backbone, BackboneConfig
+from voco.backbone import Backbone, BackboneConfig, TokenBackbone
 from voco.draws import Draws
 from voco.shapes import Level, Volumes
 from voco.task import Step
@@ -69,6 +69,39 @@ class Tiny(Backbone):
 
     def head(self, features: Level) -> Level:
         return self.network.out(features)
+
+
+class TinyTokensConfig(TinyConfig):
+    def build(self, out_channels: int = 1) -> "TinyTokens":
+        return TinyTokens(self, out_channels)
+
+
+class TinyTokens(Tiny, TokenBackbone):
+    """The same with tokens of 4x4x4 voxels, which know of each other by their mean."""
+
+    patch = (4, 4, 4)
+    width = 10
+    encoder_prefixes: ClassVar = ("stem.", "down.", "deep.", "patch.", "mix.")
+    token_prefixes: ClassVar = ("patch.", "mix.")
+
+    def __init__(self, config: TinyConfig, out_channels: int) -> None:
+        super().__init__(config, out_channels)
+        self.network.patch = nn.Conv3d(config.in_channels, 10, 4, stride=4)
+        self.network.mix = nn.Linear(20, 10)
+
+    def tokens(
+        self,
+        volumes: Volumes,
+        keep: torch.Tensor | None = None,
+        mask_token: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        tokens = self.network.patch(volumes).flatten(2).mT
+        if keep is not None and mask_token is not None:
+            tokens = torch.where(keep[..., None], tokens, mask_token.to(tokens))
+        elif keep is not None:
+            tokens = tokens.take_along_dim(keep[..., None], dim=1)
+        mean = tokens.mean(dim=1, keepdim=True).expand_as(tokens)
+        return tokens + F.gelu(self.network.mix(torch.cat([tokens, mean], dim=2)))
 
 
 def tiny(in_channels: int = 1, seed: int = 0) -> Tiny:

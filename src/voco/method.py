@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from voco.backbone import Backbone
+from voco.backbone import Backbone, Part
 from voco.config import Config
 from voco.shapes import Boxes, Shape3, Volumes
 from voco.task import Step, Task
@@ -64,6 +64,10 @@ class Method(Task[Volumes], ABC):
     @abstractmethod
     def handover(self) -> Backbone:
         """The backbone whose weights go on."""
+
+    def trained_parts(self) -> tuple[Part, ...]:
+        """The parts of the backbone whose weights go on."""
+        return ("encoder", "decoder") if self.trains_decoder else ("encoder",)
 
     def show(self, volumes: Volumes, step: Step) -> list[Panel]:
         """Pictures of the first views; by default the middle slice of everything image-like."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from processes import WORLD, in_two_processes
 from pydantic import TypeAdapter
-from tiny import TinyConfig, step_at
+from tiny import Tiny, TinyConfig, TinyTokensConfig, step_at
 
 from voco.config import parse, read_yaml, to_yaml
 from voco.errors import ConfigError
@@ -21,6 +21,7 @@ _VOCO = {"crop": [8, 8, 8], "hidden": 16, "width": 8, "grid": [2, 2, 1], "query_
 _PAIRS = {"window": [12, 12, 8], "crop": [8, 8, 8]}
 _HEADS = {"hidden": 16, "width": 8, "map_hidden": 12, "map_width": 6}
 _PIECES = {"grid": [2, 2, 1], "cell": [8, 8, 8], "patch": [6, 6, 6], "size": [8, 8, 8], "orders": 6}
+_MASKED = {"crop": [8, 8, 16], "width": 12, "depth": 1, "heads": 2, "hidden": 16}
 
 SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     "voco": (
@@ -68,8 +69,15 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
         {"crop": [8, 8, 8], "shuffle_blocks": 20},
         {"crop": [16, 12, 8], "flips": "all_axes", "sigmoid": False, "inpaint_share": 0.8},
     ),
+    "mae3d": (
+        {"variant": "standardised", **_MASKED},
+        {"variant": "raw", **_MASKED, "mask_ratio": 0.5, "depth": 2},
+    ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
+
+ON_TOKENS = {"mae3d"}
+"""Methods that take no backbone without tokens."""
 
 CASES = [(name, index) for name, many in SMALL.items() for index in range(len(many))]
 every = pytest.mark.parametrize(
@@ -84,9 +92,13 @@ def settings_of(name: str, index: int, **changes: Any) -> MethodConfig:
     return TypeAdapter(MethodSettings).validate_python(values)
 
 
+def backbone_for(name: str) -> Tiny:
+    return (TinyTokensConfig() if name in ON_TOKENS else TinyConfig()).build()
+
+
 def built(name: str, index: int, **changes: Any) -> Method:
     torch.manual_seed(0)
-    return settings_of(name, index, **changes).build(TinyConfig().build())
+    return settings_of(name, index, **changes).build(backbone_for(name))
 
 
 def volumes_of(method: Method, count: int = 2) -> torch.Tensor:
@@ -217,7 +229,7 @@ def test_training_changes_what_is_handed_over(name, index):
 
 @every
 def test_what_is_handed_over_has_the_names_of_the_library_network(name, index):
-    fresh = TinyConfig().build().network.state_dict()
+    fresh = backbone_for(name).network.state_dict()
     assert set(built(name, index).handover().network.state_dict()) == set(fresh)
 
 
@@ -296,7 +308,7 @@ def test_pictures_can_be_drawn_and_change_nothing(name, index):
 @every
 def test_a_size_the_backbone_cannot_take_is_refused_at_once(name, index):
     settings = settings_of(name, index)
-    backbone = TinyConfig().build()
+    backbone = backbone_for(name)
     backbone.fixed_size = (20, 20, 20)
     with pytest.raises(ConfigError, match=r"\(20, 20, 20\)"):
         settings.build(backbone)

@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from voco.methods.jigsaw import JigsawConfig
+from voco.methods.mae3d import MAE3DConfig
 from voco.methods.mocov3 import MoCoV3Config
 from voco.methods.modelsgenesis import ModelsGenesisConfig
 from voco.methods.positionlabel import PositionLabelConfig
@@ -24,6 +25,7 @@ _Kinds = (
     | ROTConfig
     | VolumeFusionConfig
     | ModelsGenesisConfig
+    | MAE3DConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from blobs import blob_store
 from pretraining import killed_recipe, plain_log, recipe
 
-from voco.engine.log import read_log
+from voco.engine.log import Log, read_log
 from voco.errors import CheckpointError, Interrupted
 from voco.workflows.pretrain import pretrain
 
@@ -42,42 +41,39 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(store, tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
 
     assert through(tmp_path / "straight", 0) == 0
-    assert through(tmp_path / "killed", 12) >= 5
+    assert through(tmp_path / "killed", 8) >= 4
     assert same(tmp_path / "straight", tmp_path / "killed")
     assert len(plain_log(tmp_path / "killed")) == STEPS
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(store, tmp_path):
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(store, tmp_path, monkeypatch):
     config = killed_recipe(STEPS)
     straight = pretrain(config, [store], tmp_path / "straight")
     stopped = tmp_path / "stopped"
-    for wanted in (signal.SIGTERM, signal.SIGINT):
-        _signal_when(stopped, 1 + len(read_log(stopped / "log.jsonl")), wanted)
-        with pytest.raises(Interrupted, match="The same command with --resume goes on") as stop:
+    log_of = Log.__call__
+    for step, wanted in ((3, signal.SIGTERM), (7, signal.SIGINT)):
+
+        def signalled(log, record, step=step, wanted=wanted) -> None:
+            log_of(log, record)
+            if record.done == step:
+                os.kill(os.getpid(), wanted)
+
+        monkeypatch.setattr(Log, "__call__", signalled)
+        with pytest.raises(Interrupted, match=f"after step {step} of {STEPS}; .* --resume") as stop:
             pretrain(config, [store], stopped, resume=True)
         assert stop.value.status == 128 + wanted
+        assert len(plain_log(stopped)) == step
         assert not (stopped / "handover.json").exists()
-    assert 2 <= len(read_log(stopped / "log.jsonl")) < STEPS
+    monkeypatch.undo()
     pretrain(config, [store], stopped, resume=True)
     assert same(straight, stopped)
-
-
-def _signal_when(run: Path, lines: int, what: signal.Signals) -> None:
-    """Send this process a signal when the log has so many lines."""
-
-    def watch() -> None:
-        while len(read_log(run / "log.jsonl")) < lines:
-            time.sleep(0.005)
-        os.kill(os.getpid(), what)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @pytest.mark.parametrize("broken", [1, 2])

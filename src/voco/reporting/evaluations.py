@@ -10,7 +10,7 @@ from voco.reporting import words
 from voco.reporting.page import Picture, Section, Table, chart, photograph
 from voco.reporting.tables import EvaluationTables
 
-_ARROWS = {"dice": "↑", "nsd": "↑", "hd95": "↓"}
+_HEADINGS = {"dice": "Dice ↑", "nsd": "NSD ↑", "hd95": "HD95 in mm ↓"}
 
 
 def evaluation_section(tables: EvaluationTables) -> Section:
@@ -111,12 +111,15 @@ def _structure_tables(tables: EvaluationTables) -> list[Table]:
     rows = [
         [
             words.plain(structure),
-            *(words.estimate(entries[metric]) for metric in metrics),
+            *(words.estimate(entries[metric], unit=False) for metric in metrics),
             _cases(structure, entries, summary),
         ]
         for structure, entries in summary["structures"].items()
     ]
-    total = ["all structures", *(words.estimate(summary["mean"][m]) for m in metrics)]
+    total = [
+        "all structures",
+        *(words.estimate(summary["mean"][metric], unit=False) for metric in metrics),
+    ]
     name = summary.get("name", "")
     note = (
         f"Mean over cases and 95 % bootstrap interval. NSD: share of the surfaces that agree "
@@ -126,7 +129,7 @@ def _structure_tables(tables: EvaluationTables) -> list[Table]:
         if tolerance is not None
         else ""
     )
-    headings = [f"{words.METRICS.get(m, m)} {_ARROWS.get(m, '')}".strip() for m in metrics]
+    headings = [_HEADINGS.get(metric, metric) for metric in metrics]
     columns = ["structure", *headings, "cases"]
     rows.append([*total, str(summary["mean"][metrics[0]]["cases"])])
     title = f"Metrics of {name}" if name else "Metrics"

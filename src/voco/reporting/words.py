@@ -104,12 +104,12 @@ def accuracy_against_chance(health: Mapping[str, Number], where: str) -> list[st
     return sentences
 
 
-def estimate(entry: Mapping[str, Any]) -> str:
-    """A mean with its interval in brackets."""
+def estimate(entry: Mapping[str, Any], *, unit: bool = True) -> str:
+    """A mean, with its unit where that is not said elsewhere, and its interval in brackets."""
     low, high = entry["interval"]
     interval = "" if low is None else f" [{value(low)}, {value(high)}]"
-    unit = f" {entry['unit']}" if entry.get("unit") else ""
-    return f"{value(entry['mean'])}{unit}{interval}"
+    said = f" {entry['unit']}" if unit and entry.get("unit") else ""
+    return f"{value(entry['mean'])}{said}{interval}"
 
 
 def difference(entry: Mapping[str, Any]) -> str:

@@ -35,6 +35,11 @@ def test_few_cases_do_not_convince():
     assert verdict.endswith("But 5 cases are too few to be sure.")
 
 
+def test_a_folder_of_masks_from_scratch_is_known_by_its_name():
+    verdict = words.outcome(comparison(0.02, 0.08, names=("masks-voco", "masks-scratch")))[0]
+    assert verdict == "Pre-training helped here."
+
+
 def test_of_distances_the_smaller_is_better():
     verdict = words.outcome(comparison(-3.0, -1.0, metric="hd95"))[0]
     assert verdict == "Pre-training helped here."
@@ -63,6 +68,8 @@ def test_one_case_and_no_case_show_nothing():
 def test_an_accuracy_near_chance_is_called_so():
     health = {"position_accuracy": 0.13, "position_chance": 0.12, "effective_rank": 9.0}
     assert "hardly better than chance" in words.accuracy_against_chance(health, "crops")[0]
+    health["position_accuracy"] = 0.0
+    assert "no better than chance" in words.accuracy_against_chance(health, "crops")[0]
     health["position_accuracy"] = 0.5
     (sentence,) = words.accuracy_against_chance(health, "the held-out crops")
     assert sentence == (
@@ -75,6 +82,7 @@ def test_numbers_are_short_and_undefined_ones_a_dash():
     assert words.value(12.345) == "12.3"
     assert words.value(None) == words.value(math.inf) == "–"
     assert words.signed(-0.5) == "−0.500"
+    assert words.signed(-0.0001) == words.signed(0.0) == "0.000"
     assert words.duration(90) == "90 s"
     assert words.duration(600) == "10 min"
     assert words.duration(3 * 3600) == "3 h 00 min"

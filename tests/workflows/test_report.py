@@ -68,7 +68,7 @@ def write_run(folder, kind, *, steps=30, done=30, finished=True, weights=None):
         (folder / "handover.json").write_text('{"data": [{"digest": "x", "cases": 7}]}')
     if kind == "fine":
         (folder / "cases.json").write_text('{"train": ["a", "b"], "validation": ["c"]}')
-        notes = {"weights": weights, "summary": "90 %", "warnings": []}
+        notes = {"weights": weights, "summary": "90 %; 3 new: a, b, c", "warnings": []}
         (folder / "weights.json").write_text(json.dumps(notes))
 
 
@@ -133,7 +133,7 @@ def test_a_run_of_finetuning_is_told_with_its_validation(tmp_path):
     write_run(tmp_path / "run", "fine", weights="runs/pretrain")
     page = read(report(tmp_path / "run"))
     assert "Dice 0.800 on 1 validation case after 30 steps." in page.said
-    assert "pretrain (90 %)" in page.said
+    assert "pretrain: 90 %" in page.said
     assert "2 cases, 1 case held out" in page.said
 
 

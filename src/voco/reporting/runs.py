@@ -281,7 +281,9 @@ def _start(run: RunTables) -> str | None:
     weights = run.notes["weights"]
     if weights:
         source = weights.get("weights")
-        return f"{Path(source).name} ({weights.get('summary')})" if source else "scratch"
+        # What follows names every new tensor.
+        filled = str(weights.get("summary")).partition(";")[0]
+        return f"{Path(source).name}: {filled}" if source else "scratch"
     return "random weights" if run.environment.get("weights") is None else "given weights"
 
 

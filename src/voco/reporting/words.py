@@ -20,8 +20,8 @@ METRICS = {
 
 LOWER_IS_BETTER = frozenset({"hd95"})
 
-FROM_SCRATCH = frozenset({"scratch", "none", "from scratch", "random"})
-"""Names of a second method that mean: without pre-training."""
+FROM_SCRATCH = ("scratch", "none", "random")
+"""How the name of a second method ends that means: without pre-training."""
 
 
 def primary(entries: Mapping[str, Any]) -> str | None:
@@ -61,7 +61,7 @@ def outcome(comparison: Mapping[str, Any]) -> list[str]:
 
 def _verdict(first: str, second: str, *, better: bool, worse: bool) -> str:
     unclear = "the interval of the difference includes zero."
-    if second.lower() in FROM_SCRATCH:
+    if second.lower().endswith(FROM_SCRATCH):
         if better:
             return "Pre-training helped here."
         return (
@@ -97,6 +97,7 @@ def accuracy_against_chance(health: Mapping[str, Number], where: str) -> list[st
         if stem == name or chance is None:
             continue
         judged = "" if right > 1.25 * chance else ": hardly better than chance"
+        judged = ": no better than chance" if right <= chance else judged
         sentences.append(
             f"At the end the {stem.replace('_', ' ')} is right in {percent(right)} of {where}; "
             f"chance is {percent(chance)}{judged}."
@@ -131,6 +132,8 @@ def signed(number: Number | None) -> str:
     text = value(number)
     if number is None or text == "–":
         return text
+    if float(text) == 0:
+        return text.removeprefix("-")
     return f"+{text}" if number >= 0 else text.replace("-", "−")
 
 

@@ -11,11 +11,12 @@ from voco.methods.vicregl import (
     Maps,
     VICRegL,
     VICRegLConfig,
+    covariance_loss,
     invariance_loss,
     nearest,
     places,
+    variance_loss,
 )
-from voco.nn.vicreg import covariance_loss, variance_loss
 
 
 def vicregl(**changes) -> VICRegL:

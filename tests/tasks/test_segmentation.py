@@ -9,7 +9,8 @@ from tiny import TinyConfig, step_at
 
 from voco.data.patches import Patches
 from voco.errors import ConfigError
-from voco.tasks.segmentation import SegmentationConfig, augment, hard_dice, soft_dice
+from voco.nn.dice import soft_dice
+from voco.tasks.segmentation import SegmentationConfig, augment, hard_dice
 
 STILL = SegmentationConfig(
     roi=(8, 8, 8), flip_probability=0, scale_probability=0, shift_probability=0

@@ -16,11 +16,10 @@ from jaxtyping import Float, Int16, Int64, Integer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from voco.data.intensity import Intensity, apply
+from voco.data.intensity import Intensity, Scaled, apply
 from voco.data.labelled import Labelled
 from voco.data.loading import Share, loaded
 from voco.data.resampling import resized
-from voco.data.store import Case
 from voco.draws import mixed_seed
 from voco.errors import DataError, VocoError
 from voco.shapes import Crops, Shape3, Volumes
@@ -235,16 +234,16 @@ def case_at(cases: Sequence[Labelled], seed: int, number: int) -> Labelled:
     return cases[int(rng.permutation(len(cases))[place])]
 
 
-def scaling(case: Case, intensity: Intensity) -> tuple[Tensor, Tensor]:
-    """Gain and bias of each channel of a case, float32."""
-    ramp = intensity.ramp(case)
+def scaling(scan: Scaled, intensity: Intensity) -> tuple[Tensor, Tensor]:
+    """Gain and bias of each channel of a case or a prepared scan, float32."""
+    ramp = intensity.ramp(scan)
     return torch.tensor(ramp.gain), torch.tensor(ramp.bias)
 
 
-def lowest(case: Case) -> Int16[np.ndarray, "c"]:
+def lowest(scan: Scaled) -> Int16[np.ndarray, "c"]:
     """The smallest stored value of each channel: what padding is filled with."""
-    units = np.array([statistics.minimum for statistics in case.statistics])
-    return np.rint((units - case.offset) / case.scale).clip(-32768, 32767).astype(np.int16)
+    units = np.array([statistics.minimum for statistics in scan.statistics])
+    return np.rint((units - scan.offset) / scan.scale).clip(-32768, 32767).astype(np.int16)
 
 
 def class_voxels(

@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -348,6 +348,22 @@ def append_lines(file: Path, lines: str) -> None:
         stream.write(lines.encode())
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def open_alike(paths: Sequence[Path | str]) -> tuple[Store, ...]:
+    """Stores that one network can be shown: all prepared in the same way.
+
+    Raises:
+        StoreError: If one cannot be opened, or two were prepared differently.
+    """
+    stores = tuple(Store(path) for path in paths)
+    for store in stores[1:]:
+        if store.preprocessing != stores[0].preprocessing:
+            raise StoreError(
+                f"{stores[0].path} was prepared with {stores[0].preprocessing!r}, {store.path} "
+                f"with {store.preprocessing!r}. Prepare both alike."
+            )
+    return stores
 
 
 def write_atomically(file: Path, content: bytes) -> None:

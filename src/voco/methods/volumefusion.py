@@ -45,6 +45,7 @@ from voco.backbone import Backbone
 from voco.draws import Draws
 from voco.errors import ConfigError
 from voco.method import Method, MethodConfig, Panel, grey, middle_slices
+from voco.nn.dice import soft_dice
 from voco.nn.freeze import freeze_unreached
 from voco.nn.health import masked_mean
 from voco.nn.unit import at_least_float32
@@ -326,10 +327,7 @@ def dice_loss(logits: Level, labels: Labels, smooth: float) -> Float[Tensor, ""]
     """
     with torch.autocast(logits.device.type, enabled=False):
         shares = _log_shares(logits).exp()
-        truth = F.one_hot(labels, shares.shape[1]).movedim(-1, 1).to(shares)
-        axes = (2, 3, 4)
-        common = 2 * (shares * truth).sum(axes) + smooth
-        return 1 - (common / (shares.sum(axes) + truth.sum(axes) + smooth)).mean()
+        return 1 - soft_dice(shares, labels, over="crop", smooth=smooth).mean()
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from voco.config import Config
 from voco.data.patches import Patches
 from voco.draws import Draws
 from voco.method import Panel, middle_slices
+from voco.nn.dice import soft_dice
 from voco.nn.freeze import freeze_unreached
 from voco.shapes import Level, Shape3, Volumes
 from voco.task import Outcome, Step, Task
@@ -169,31 +170,6 @@ def augment(
     crops, labels = moved[:, :-1], moved[:, -1].long()
     crops = crops * (1 + scales.to(crops)).view(-1, 1, 1, 1, 1)
     return shift(crops, shifts), labels
-
-
-def soft_dice(
-    probabilities: Float[Tensor, "b k x y z"],
-    labels: Int64[Tensor, "b x y z"],
-    *,
-    over: Literal["crop", "batch"],
-    smooth: float,
-) -> Float[Tensor, "rows k"]:
-    """``(2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)`` of every class, in [0, 1].
-
-    Args:
-        probabilities: After softmax.
-        labels: Class numbers.
-        over: Sums over each crop (a row for each), or over the whole batch (one row).
-        smooth: Voxels.
-    """
-    classes = torch.arange(probabilities.shape[1], device=labels.device).view(1, -1, 1, 1, 1)
-    truth = labels[:, None] == classes
-    voxels = (2, 3, 4)
-    common = (probabilities * truth).sum(voxels)
-    total = probabilities.sum(voxels) + truth.sum(voxels)
-    if over == "batch":
-        common, total = common.sum(0, keepdim=True), total.sum(0, keepdim=True)
-    return (2 * common + smooth) / (total + smooth)
 
 
 def hard_dice(logits: Level, labels: Int64[Tensor, "b _ _ _"]) -> Float[Tensor, ""]:

@@ -28,7 +28,7 @@ from voco.weights.loading import (
     transfer,
     untrained,
 )
-from voco.weights.reading import read_tensors
+from voco.weights.reading import read_tensors, weights_digest
 
 __all__ = [
     "HANDOVER_FILE",
@@ -48,4 +48,5 @@ __all__ = [
     "task_tensors",
     "transfer",
     "untrained",
+    "weights_digest",
 ]

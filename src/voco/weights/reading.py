@@ -111,3 +111,17 @@ def _is_state(value: object) -> bool:
         and bool(value)
         and all(isinstance(tensor, Tensor) for tensor in value.values())
     )
+
+
+def weights_digest(path: Path | None) -> str | None:
+    """sha256 of a weight file, or of the one in a run folder; ``None`` where there is no file.
+
+    A missing file is said properly when the weights are read.
+    """
+    if path is None:
+        return None
+    file = path / WEIGHTS_FILE if path.is_dir() else path
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -86,13 +86,13 @@ class Measured:
 
 
 def evaluate(
-    predictions: Path,
-    references: Path,
-    out: Path,
+    predictions: Path | str,
+    references: Path | str,
+    out: Path | str,
     *,
-    against: Path | None = None,
+    against: Path | str | None = None,
     names: tuple[str, str] | None = None,
-    images: Path | None = None,
+    images: Path | str | None = None,
     tolerance_mm: float = 2.0,
     seed: int = 0,
     overwrite: bool = False,
@@ -123,6 +123,7 @@ def evaluate(
         DataError: If class names contradict each other, or a table is malformed.
     """
     predictions, references, out = Path(predictions), Path(references), Path(out)
+    against = None if against is None else Path(against)
     _check(out, tolerance_mm, overwrite=overwrite)
     called = names or _names(predictions, against)
     file = scored.scores_file(predictions)

@@ -1,6 +1,5 @@
 """Labelled scans and weights to a network that segments or classifies."""
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,14 +27,14 @@ from voco.data.patches import (
     patch_batches,
     volume_batches,
 )
-from voco.data.store import Store, write_atomically
+from voco.data.store import Store, open_alike, write_atomically
 from voco.draws import Draws
 from voco.engine.launch import launch
 from voco.engine.loop import Record
 from voco.engine.optimizer import build_optimizer
 from voco.engine.run import first_does, open_run
 from voco.engine.session import train
-from voco.errors import ConfigError, StoreError
+from voco.errors import ConfigError
 from voco.evaluation.tables import Score, number_text, read_rows, write_rows
 from voco.recipes import FinetuneConfig
 from voco.task import Step
@@ -43,12 +42,12 @@ from voco.tasks.classification import Classification, ClassificationConfig
 from voco.tasks.segmentation import Segmentation, SegmentationConfig
 from voco.validation import figures, score_cases, summarise
 from voco.weights import (
-    WEIGHTS_FILE,
     Accounting,
     TrainingData,
     export,
     read_handover,
     transfer,
+    weights_digest,
 )
 from voco.weights.handover import handover_file
 
@@ -76,9 +75,9 @@ class Job:
 
 def finetune(
     config: FinetuneConfig,
-    data: Sequence[Path],
-    weights: Path | None,
-    out: Path,
+    data: Sequence[Path | str],
+    weights: Path | str | None,
+    out: Path | str,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -105,10 +104,11 @@ def finetune(
         WeightsError: If the weights do not fit the network.
         UsageError: If the run folder may not be written.
     """
+    out, weights = Path(out), None if weights is None else Path(weights)
     job = find_job(config, data)
     task, accounting = start(config, job, weights)
     fabric = launch(config.precision)
-    facts = {"stores": [store.digest for store in job.stores], "weights": _digest(weights)}
+    facts = {"stores": [store.digest for store in job.stores], "weights": weights_digest(weights)}
     run = open_run(fabric, out, config, facts, resume=resume, overwrite=overwrite)
     if run.finished:
         return out
@@ -137,20 +137,14 @@ def finetune(
     return out
 
 
-def find_job(config: FinetuneConfig, data: Sequence[Path]) -> Job:
+def find_job(config: FinetuneConfig, data: Sequence[Path | str]) -> Job:
     """Classes and cases of a run; reads no voxels.
 
     Raises:
         ConfigError: If recipe and data do not fit together.
         StoreError: If the stores were prepared differently, or have no usable labels.
     """
-    stores = tuple(Store(path) for path in data)
-    for store in stores[1:]:
-        if store.preprocessing != stores[0].preprocessing:
-            raise StoreError(
-                f"{stores[0].path} was prepared with {stores[0].preprocessing!r}, {store.path} "
-                f"with {store.preprocessing!r}. Prepare both alike."
-            )
+    stores = open_alike(data)
     segments = isinstance(config.task, SegmentationConfig)
     cases = labelled_cases(stores, "label" if segments else "target")
     split = split_cases(
@@ -320,7 +314,7 @@ def _write_notes(
     said = str(accounting) if accounting else "none: trained from scratch"
     about = {
         "weights": None if weights is None else str(weights),
-        "sha256": _digest(weights),
+        "sha256": weights_digest(weights),
         "summary": said,
         "accounting": None if accounting is None else asdict(accounting),
         "warnings": warnings,
@@ -373,13 +367,3 @@ def _check_channels(config: FinetuneConfig, cases: Sequence[Labelled]) -> None:
                 f"backbone.in_channels is {config.backbone.in_channels}. Set it to {count}, or "
                 "use other data."
             )
-
-
-def _digest(weights: Path | None) -> str | None:
-    if weights is None:
-        return None
-    file = weights / WEIGHTS_FILE if weights.is_dir() else weights
-    if not file.is_file():
-        return None  # said properly when the weights are read
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

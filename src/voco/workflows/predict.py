@@ -18,7 +18,7 @@ from voco.data.patches import fitted, lowest, scaling
 from voco.data.preprocess import Prepared, prepare_volume, restore_labels, restore_maps
 from voco.data.source import Source
 from voco.data.sources import discover, read_source
-from voco.data.store import Case, write_atomically
+from voco.data.store import write_atomically
 from voco.errors import DataError, UsageError, VocoError, WeightsError
 from voco.evaluation.tables import number_text, write_rows
 from voco.geometry import Grid
@@ -70,9 +70,9 @@ class Model:
 
 
 def predict(
-    run: Path,
-    scans: Sequence[Path],
-    out: Path,
+    run: Path | str,
+    scans: Sequence[Path | str],
+    out: Path | str,
     *,
     overwrite: bool = False,
     flips: bool = False,
@@ -102,7 +102,7 @@ def predict(
         UsageError: If results would be replaced without being asked to.
     """
     model = load_model(Path(run), device)
-    sources, failures = _find(scans)
+    sources, failures = _find([Path(scan) for scan in scans])
     out = Path(out)
     segments = isinstance(model.task, Segmentation)
     files = [out / f"{source.id}.nii.gz" for source in sources] if segments else [out / SCORES]
@@ -111,12 +111,12 @@ def predict(
     done: dict[str, list[float]] = {}
     for source in track(sources, "predict", total=len(sources)):
         try:
-            case, prepared = _prepare(source, model, modality)
+            ready = _prepare(source, model, modality)
             if segments:
                 done[source.id] = []
-                _segment(model, case, prepared, out, flips=flips, maps=probabilities)
+                _segment(model, source.id, ready, out, flips=flips, maps=probabilities)
             else:
-                done[source.id] = _classify(model, case, prepared, flips=flips)
+                done[source.id] = _classify(model, ready, flips=flips)
         except (VocoError, MemoryError, torch.OutOfMemoryError, OSError) as error:
             done.pop(source.id, None)
             failures.append((str(source.images[0]), str(error) or "not enough memory"))
@@ -195,7 +195,7 @@ def _check_free(files: Sequence[Path], *, overwrite: bool) -> None:
         )
 
 
-def _prepare(source: Source, model: Model, modality: str | None) -> tuple[Case, Prepared]:
+def _prepare(source: Source, model: Model, modality: str | None) -> Prepared:
     """A scan as a store would hold it.
 
     Raises:
@@ -216,45 +216,25 @@ def _prepare(source: Source, model: Model, modality: str | None) -> tuple[Case, 
             f"{source.images[0]}: its modality is {scan.modality}, the network was trained on "
             f"{', '.join(known)}. If the scan is {known[0]}, say so with --modality {known[0]}."
         )
-    ready = prepare_volume(scan.volume, handover.preprocessing, modality=scan.modality)
-    return _case(source, scan.modality, ready), ready
-
-
-def _case(source: Source, modality: str, ready: Prepared) -> Case:
-    """What the scaling of intensities needs to know about a scan."""
-    return Case(
-        id=source.id,
-        source=str(source.images[0]),
-        source_sha256="",
-        shape=ready.grid.shape,
-        spacing_mm=ready.grid.spacing_mm,
-        affine=ready.grid.affine.tolist(),
-        source_shape=ready.source_grid.shape,
-        source_affine=ready.source_grid.affine.tolist(),
-        source_orientation=ready.source_grid.orientation,
-        modality=modality,
-        scale=ready.scale,
-        offset=ready.offset,
-        statistics=ready.statistics,
-    )
+    return prepare_volume(scan.volume, handover.preprocessing, modality=scan.modality)
 
 
 def _segment(
-    model: Model, case: Case, ready: Prepared, out: Path, *, flips: bool, maps: bool
+    model: Model, name: str, ready: Prepared, out: Path, *, flips: bool, maps: bool
 ) -> None:
     task = model.task
     assert isinstance(task, Segmentation)
-    volume = _scaled(model, case, ready.image)
+    volume = _scaled(model, ready, ready.image)
     logits = all_logits(task.backbone, volume, windows_of(task.config, flips=flips))
     numbers = restore_labels(logits, ready.grid, ready.source_grid)
     values = np.array(list(model.handover.classes))
     mask = values.astype(np.uint8 if values.max() < 256 else np.int16)[numbers]
-    write_image(Volume(mask[None], ready.source_grid), out / f"{case.id}.nii.gz")
+    write_image(Volume(mask[None], ready.source_grid), out / f"{name}.nii.gz")
     if maps:
         shares = _probabilities(logits, ready.grid, ready.source_grid)
         folder = out / "probabilities"
         folder.mkdir(exist_ok=True)
-        write_image(Volume(shares, ready.source_grid), folder / f"{case.id}.nii.gz")
+        write_image(Volume(shares, ready.source_grid), folder / f"{name}.nii.gz")
 
 
 def _probabilities(
@@ -266,17 +246,17 @@ def _probabilities(
     return np.concatenate([background, restore_maps(shares[1:], grid, source)])
 
 
-def _classify(model: Model, case: Case, ready: Prepared, *, flips: bool) -> list[float]:
+def _classify(model: Model, ready: Prepared, *, flips: bool) -> list[float]:
     task = model.task
     assert isinstance(task, Classification)
-    stored = fitted(ready.image, task.config.size, task.config.fit, lowest(case))
-    return class_probabilities(task, _scaled(model, case, stored), flips=flips).tolist()
+    stored = fitted(ready.image, task.config.size, task.config.fit, lowest(ready))
+    return class_probabilities(task, _scaled(model, ready, stored), flips=flips).tolist()
 
 
-def _scaled(model: Model, case: Case, stored: np.ndarray) -> Float[Tensor, "c x y z"]:
+def _scaled(model: Model, ready: Prepared, stored: np.ndarray) -> Float[Tensor, "c x y z"]:
     """Stored voxels in the network's range, on the device."""
     intensity = model.handover.intensity
-    gain, bias = (part.to(model.device) for part in scaling(case, intensity))
+    gain, bias = (part.to(model.device) for part in scaling(ready, intensity))
     voxels = torch.from_numpy(np.ascontiguousarray(stored)).to(model.device)
     return apply(voxels[None], gain[None], bias[None], *intensity.bounds)[0]
 

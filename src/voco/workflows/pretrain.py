@@ -1,6 +1,5 @@
 """A recipe and stores to pre-trained weights."""
 
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from voco.data.selection import Entry, Split, split_cases
-from voco.data.store import Store
+from voco.data.store import Store, open_alike
 from voco.data.windows import Share, Windows, window_batches
 from voco.draws import Draws, mixed_seed
 from voco.engine.launch import launch
@@ -18,12 +17,12 @@ from voco.engine.loop import Record
 from voco.engine.optimizer import build_optimizer
 from voco.engine.run import first_does, open_run
 from voco.engine.session import train
-from voco.errors import ConfigError, StoreError
+from voco.errors import ConfigError
 from voco.method import Method
 from voco.recipes import PretrainConfig
 from voco.shapes import Volumes
 from voco.task import Step
-from voco.weights import WEIGHTS_FILE, TrainingData, export, transfer
+from voco.weights import TrainingData, export, transfer, weights_digest
 
 _LOOK = 0x60
 _LEAST_LOOKED_AT, _MOST_LOOKED_AT = 16, 32
@@ -67,12 +66,12 @@ class Job:
 
 def pretrain(
     config: PretrainConfig,
-    data: Sequence[Path],
-    out: Path,
+    data: Sequence[Path | str],
+    out: Path | str,
     *,
     resume: bool = False,
     overwrite: bool = False,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
 ) -> Path:
     """Pre-train a network on unlabelled scans.
 
@@ -93,17 +92,19 @@ def pretrain(
 
     Raises:
         ConfigError: If recipe and data do not fit together.
-        StoreError: If a store is missing or damaged, or has no case to train on.
+        StoreError: If a store is missing or damaged, or has no case to train on, or two stores were
+            prepared differently.
         WeightsError: If the weights do not fit the backbone.
         UsageError: If the run folder may not be written.
         TrainingError: If a loss or a gradient is not finite.
         Interrupted: After SIGTERM or Ctrl-C, with a checkpoint written.
     """
-    stores = tuple(Store(path) for path in data)
+    out, weights = Path(out), None if weights is None else Path(weights)
+    stores = open_alike(data)
     split = find_cases(config, stores)
     method = build_method(config, weights)
     fabric = launch(config.precision)
-    facts = {"stores": [store.digest for store in stores], "weights": _digest(weights)}
+    facts = {"stores": [store.digest for store in stores], "weights": weights_digest(weights)}
     run = open_run(fabric, out, config, facts, resume=resume, overwrite=overwrite)
     if run.finished:
         return out
@@ -129,14 +130,8 @@ def find_cases(config: PretrainConfig, stores: Sequence[Store]) -> Split:
 
     Raises:
         ConfigError: If the network takes another number of channels.
-        StoreError: If the stores were prepared differently, or nothing is left to train on.
+        StoreError: If nothing is left to train on.
     """
-    for store in stores[1:]:
-        if store.preprocessing != stores[0].preprocessing:
-            raise StoreError(
-                f"{stores[0].path} was prepared with {stores[0].preprocessing!r}, {store.path} "
-                f"with {store.preprocessing!r}. Prepare both alike."
-            )
     split = split_cases(stores, config.holdout, config.seed)
     entry = split.train[0]
     channels = entry.case.channels
@@ -259,12 +254,3 @@ def _draw(job: Job, volumes: Volumes, step: Step, file: Path, title: str) -> Non
         panels = job.method.show(volumes, step)
     job.method.train(training)
     draw_panels(panels, file, title)
-
-
-def _digest(weights: Path | None) -> str | None:
-    """Hash of a weight file."""
-    if weights is None:
-        return None
-    file = weights / WEIGHTS_FILE if weights.is_dir() else weights
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from voco.nn.vicreg import covariance_loss, standard_deviations, variance_loss
+from voco.methods.vicregl import covariance_loss, standard_deviations, variance_loss
 
 
 def test_constant_features_cost_what_epsilon_leaves():

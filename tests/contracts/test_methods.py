@@ -73,6 +73,10 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
         {"variant": "standardised", **_MASKED},
         {"variant": "raw", **_MASKED, "mask_ratio": 0.5, "depth": 2},
     ),
+    "rubik": (
+        {"side": 8, "discriminator_channels": [4, 6]},
+        {"side": 12, "slabs": 3, "adversarial_weight": 0.0, "finest_skip": False},
+    ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
 

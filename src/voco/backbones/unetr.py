@@ -80,7 +80,7 @@ class UNETR(TokenBackbone, MaskedBackbone):
     embedding_levels = (0, 1, 2, 3, 4)
     divisor = _PATCH
     smallest = 2 * _PATCH
-    patch = (_PATCH, _PATCH, _PATCH)
+    patch: Shape3 = (_PATCH, _PATCH, _PATCH)
     encoder_prefixes: ClassVar = ("vit.", "encoder1.", "encoder2.", "encoder3.", "encoder4.")
     decoder_prefixes: ClassVar = ("decoder5.", "decoder4.", "decoder3.", "decoder2.")
     head_prefixes: ClassVar = ("out.",)

@@ -11,6 +11,7 @@ from voco.methods.modelsgenesis import ModelsGenesisConfig
 from voco.methods.positionlabel import PositionLabelConfig
 from voco.methods.rot import ROTConfig
 from voco.methods.simclr import SimCLRConfig
+from voco.methods.simmim import SimMIMConfig
 from voco.methods.vicregl import VICRegLConfig
 from voco.methods.voco import VoCoConfig
 from voco.methods.volumefusion import VolumeFusionConfig
@@ -26,6 +27,7 @@ _Kinds = (
     | VolumeFusionConfig
     | ModelsGenesisConfig
     | MAE3DConfig
+    | SimMIMConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

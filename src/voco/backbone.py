@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from voco.config import Config
@@ -12,7 +12,8 @@ from voco.shapes import Level, Shape3, Volumes
 
 Part = Literal["encoder", "decoder", "head", "tokens"]
 """Encoder, decoder and head: what the parameters of a network divide into, without rest.
-Tokens: that part of the encoder which :meth:`TokenBackbone.tokens` uses."""
+Tokens: that part of the encoder which :meth:`TokenBackbone.tokens` and
+:meth:`MaskedBackbone.encode_masked` use."""
 
 
 class BackboneConfig(Config, ABC):
@@ -61,7 +62,8 @@ class Backbone(nn.Module, ABC):
         encoder_prefixes: Prefixes of the encoder's parameter names in ``network``, with their dot.
         decoder_prefixes: The same of the decoder.
         head_prefixes: The same of the output layer.
-        token_prefixes: Those of the encoder's that :meth:`TokenBackbone.tokens` uses.
+        token_prefixes: Those of the encoder's that :meth:`TokenBackbone.tokens` and
+            :meth:`MaskedBackbone.encode_masked` use.
         patch_prefixes: Those of the layer that turns patches into tokens, if there is one.
         position_suffixes: How the names of learned position codes in ``network`` end.
     """
@@ -132,7 +134,7 @@ class Backbone(nn.Module, ABC):
 
 
 class TokenBackbone(Backbone):
-    """A backbone that cuts a volume into tokens (patches), for methods that mask or drop them.
+    """A backbone that cuts a volume into tokens (patches), for methods that leave some out.
 
     Attributes:
         patch: Voxels of a patch along each axis.
@@ -143,15 +145,44 @@ class TokenBackbone(Backbone):
     width: int
 
     @abstractmethod
-    def tokens(
-        self, volumes: Volumes, keep: Tensor | None = None, mask_token: Tensor | None = None
-    ) -> Float[Tensor, "b t e"]:
+    def tokens(self, volumes: Volumes, keep: Tensor | None = None) -> Float[Tensor, "b t e"]:
         """Encoded tokens, in row-major order (x outermost), or in the order of ``keep``.
 
         Args:
             volumes: The volumes.
-            keep: With no ``mask_token``: int64 ``(b, kept)``, the tokens that enter the encoder
-                (the others are dropped). With it: bool ``(b, t)``, true where the token is seen;
-                the others are replaced by ``mask_token``.
-            mask_token: ``(e,)``.
+            keep: int64 ``(b, kept)``, the tokens that enter the encoder; the others are dropped.
+                ``None`` keeps all.
+        """
+
+
+class MaskedBackbone(Backbone):
+    """A backbone that can hide patches behind a learnt token, for methods that restore them.
+
+    All patches go through the network, so that it may be of any kind that embeds each of them by
+    itself: also one whose later layers merge patches.
+
+    Attributes:
+        patch: Voxels of a patch along each axis.
+        embedding_width: Length of a patch's embedding, and so of the token.
+    """
+
+    patch: Shape3
+    embedding_width: int
+
+    @abstractmethod
+    def encode_masked(
+        self,
+        volumes: Volumes,
+        hidden: Bool[Tensor, "b i j k"],
+        mask_token: Float[Tensor, "e"],
+    ) -> Level:
+        """The last map of what makes the tokens, with some patches hidden.
+
+        It has the channels and the stride of the last level of the pyramid. Uses the parameters
+        of the part ``tokens`` and no others; nothing of a hidden patch reaches it.
+
+        Args:
+            volumes: The volumes.
+            hidden: Which patches are; one entry for each.
+            mask_token: What their embeddings are replaced by.
         """

@@ -10,7 +10,7 @@ import pytest
 import torch
 from processes import WORLD, in_two_processes
 from pydantic import TypeAdapter
-from tiny import Tiny, TinyConfig, TinyTokensConfig, step_at
+from tiny import Tiny, TinyConfig, TinyMaskedConfig, TinyTokensConfig, step_at
 
 from voco.config import parse, read_yaml, to_yaml
 from voco.errors import ConfigError
@@ -77,11 +77,26 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
         {"side": 8, "discriminator_channels": [4, 6]},
         {"side": 12, "slabs": 3, "adversarial_weight": 0.0, "finest_skip": False},
     ),
+    "simmim": (
+        {"crop": [8, 8, 16], "cube": [4, 4, 4]},
+        {
+            "crop": [8, 12, 8],
+            "cube": [4, 2, 4],
+            "mask_ratio": 0.75,
+            "rounding": "down",
+            "head": "linear",
+            "error": "squared",
+            "counted": "all",
+        },
+    ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
 
 ON_TOKENS = {"mae3d"}
 """Methods that take no backbone without tokens."""
+
+ON_PATCHES = {"simmim"}
+"""Methods that take no backbone that cannot hide patches."""
 
 CASES = [(name, index) for name, many in SMALL.items() for index in range(len(many))]
 every = pytest.mark.parametrize(
@@ -97,6 +112,8 @@ def settings_of(name: str, index: int, **changes: Any) -> MethodConfig:
 
 
 def backbone_for(name: str) -> Tiny:
+    if name in ON_PATCHES:
+        return TinyMaskedConfig().build()
     return (TinyTokensConfig() if name in ON_TOKENS else TinyConfig()).build()
 
 

@@ -12,6 +12,7 @@ from voco.methods.positionlabel import PositionLabelConfig
 from voco.methods.rot import ROTConfig
 from voco.methods.rubik import RubikConfig
 from voco.methods.simclr import SimCLRConfig
+from voco.methods.simmim import SimMIMConfig
 from voco.methods.vicregl import VICRegLConfig
 from voco.methods.voco import VoCoConfig
 from voco.methods.volumefusion import VolumeFusionConfig
@@ -28,6 +29,7 @@ _Kinds = (
     | ModelsGenesisConfig
     | MAE3DConfig
     | RubikConfig
+    | SimMIMConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

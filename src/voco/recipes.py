@@ -40,7 +40,8 @@ class FinetuneConfig(TrainingConfig):
     split_seed: NonNegativeInt = 0
     """Chooses the validation cases; kept apart from ``seed`` so that all seeds share them."""
     expected_share: float = Field(default=0.9, ge=0, le=1)
-    """Least share of the network's encoder that the weights must fill, else the run stops."""
+    """Least share of the network's encoder that the weights must fill, else the run stops. Of
+    weights that trained a transformer alone (``mae3d``, ``simmim``), of that."""
     encoder_lr_share: float = Field(default=1.0, ge=0)
     """Learning rate of the encoder relative to the rest; 0 freezes it."""
     workers: NonNegativeInt = 2

@@ -28,9 +28,8 @@ What differs here:
 MIM-Med3D on Swin hides single patches of 4 voxels, which can be guessed from the nearest voxels:
 ``cube`` could be set to that, but is not meant to be.
 
-Handed on are the weights that make the tokens: on Swin UNETR those of the Swin transformer. They
-are 19 % of the encoder (35 % with ``use_v2``), and ``expected_share`` in a recipe for fine-tuning
-must be below that.
+Handed on are the weights that make the tokens: on Swin UNETR those of the Swin transformer, which
+are 19 % of the encoder (35 % with ``use_v2``).
 """
 
 import math

@@ -4,6 +4,8 @@ Drawing and applying are apart: what was drawn can be kept, shown and repeated, 
 not depend on the device.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
@@ -29,9 +31,10 @@ def draw_flips(
 
 def flip(crops: Volumes, flips: Bool[Tensor, "b three"]) -> Volumes:
     """Mirror every crop along the axes chosen for it."""
-    for axis, chosen in enumerate(flips.to(crops.device).unbind(dim=1), start=2):
-        crops = torch.where(_per_crop(chosen), crops.flip(axis), crops)
-    return crops
+    made = crops.clone()
+    for axis, chosen in enumerate(flips.unbind(dim=1), start=2):
+        _change(made, chosen, lambda some, axis=axis: some.flip(axis))
+    return made
 
 
 def draw_turns(
@@ -58,16 +61,16 @@ def turn(crops: Volumes, turns: Int64[Tensor, "b"]) -> Volumes:
     Raises:
         ValueError: If a crop that is not square in x and y is to make an odd number of turns.
     """
-    if crops.shape[2] != crops.shape[3]:
-        if bool((turns % 2).any()):
-            raise ValueError(f"crops of {tuple(crops.shape[2:])} voxels take half turns only.")
-        return torch.where(_per_crop(turns.to(crops.device) == 2), crops.flip(2, 3), crops)
-    placed = turns.to(crops.device)
-    turned = crops
+    if crops.shape[2] != crops.shape[3] and bool((turns % 2).any()):
+        raise ValueError(f"crops of {tuple(crops.shape[2:])} voxels take half turns only.")
+    made = crops.clone()
     for quarters in (1, 2, 3):
-        now = torch.rot90(crops, quarters, dims=(2, 3))
-        turned = torch.where(_per_crop(placed == quarters), now, turned)
-    return turned
+        _change(
+            made,
+            turns == quarters,
+            lambda some, quarters=quarters: torch.rot90(some, quarters, dims=(2, 3)),
+        )
+    return made
 
 
 def resize(crops: Float[Tensor, "b c _ _ _"], size: Shape3) -> Float[Tensor, "b c _ _ _"]:
@@ -77,5 +80,11 @@ def resize(crops: Float[Tensor, "b c _ _ _"], size: Shape3) -> Float[Tensor, "b 
     return F.interpolate(crops, size=size, mode="trilinear", align_corners=False)
 
 
-def _per_crop(chosen: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1 1"]:
-    return chosen.view(-1, 1, 1, 1, 1)
+def _change(
+    crops: Volumes, chosen: Bool[Tensor, "b"], change: Callable[[Volumes], Volumes]
+) -> None:
+    """Change the chosen ones of some crops in place; the others, mostly more, stay untouched."""
+    # Drawn on the CPU: a GPU need not be waited for to know which they are.
+    rows = chosen.cpu().nonzero().flatten().to(crops.device, non_blocking=True)
+    if len(rows):
+        crops.index_copy_(0, rows, change(crops.index_select(0, rows)))

@@ -10,6 +10,7 @@ from voco.methods.mocov3 import MoCoV3Config
 from voco.methods.modelsgenesis import ModelsGenesisConfig
 from voco.methods.positionlabel import PositionLabelConfig
 from voco.methods.rot import ROTConfig
+from voco.methods.s3d import S3DConfig
 from voco.methods.simclr import SimCLRConfig
 from voco.methods.vicregl import VICRegLConfig
 from voco.methods.voco import VoCoConfig
@@ -26,6 +27,7 @@ _Kinds = (
     | VolumeFusionConfig
     | ModelsGenesisConfig
     | MAE3DConfig
+    | S3DConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

@@ -49,6 +49,16 @@ def test_later_draws_do_not_depend_on_the_number_of_processes():
     assert torch.equal(one.integers(4, high=100)[2:], two.integers(2, high=100))
 
 
+def test_a_shared_number_is_the_same_for_all_processes_and_no_other_draw_depends_on_them():
+    one, two = Draws(0, 0), Draws(0, 0, rank=1, world=2)
+    assert one.shared() == two.shared()
+    assert torch.equal(one.uniform(4, 3)[2:], two.uniform(2, 3))
+    several = [Draws(0, step).shared() for step in range(200)]
+    assert len(set(several)) == 200
+    assert 0 <= min(several) < 0.05
+    assert 0.95 < max(several) < 1
+
+
 def test_a_child_does_not_depend_on_what_its_parent_drew(kind):
     used = Draws(3, 4)
     used.uniform(5)

@@ -60,6 +60,10 @@ class Draws:
         """One random order of ``length`` things for each of ``count`` volumes; on the CPU."""
         return self.uniform(count, length).argsort(dim=1)
 
+    def shared(self) -> float:
+        """A number from [0, 1) that is the same for all volumes and processes."""
+        return torch.rand((), generator=self._generator).item()
+
     def choose(self, count: int, options: Sequence[float], *shape: int) -> Float[Tensor, "b ..."]:
         """One of ``options``, all equally likely: ``count`` rows of ``shape``; on the CPU."""
         picked = self.integers(count, *shape, high=len(options))

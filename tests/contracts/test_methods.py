@@ -89,6 +89,18 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
             "counted": "all",
         },
     ),
+    "s3d": (
+        {"crop": [8, 8, 16], "block": 4, "variant": "sparse"},
+        {
+            "crop": [8, 8, 8],
+            "block": 2,
+            "mask_ratio": 0.6,
+            "largest_mask_ratio": 0.9,
+            "mask_input": False,
+            "efficient": True,
+        },
+        {"crop": [8, 8, 8], "block": 4, "variant": "dense", "hand_on_decoder": True},
+    ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
 

@@ -11,6 +11,7 @@ from voco.methods.modelsgenesis import ModelsGenesisConfig
 from voco.methods.positionlabel import PositionLabelConfig
 from voco.methods.rot import ROTConfig
 from voco.methods.rubik import RubikConfig
+from voco.methods.s3d import S3DConfig
 from voco.methods.simclr import SimCLRConfig
 from voco.methods.simmim import SimMIMConfig
 from voco.methods.vicregl import VICRegLConfig
@@ -30,6 +31,7 @@ _Kinds = (
     | MAE3DConfig
     | RubikConfig
     | SimMIMConfig
+    | S3DConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

@@ -9,6 +9,8 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from voco.backbone import BackboneConfig, TokenBackbone
+from voco.nn.cubes import cube_grid
+from voco.nn.positions import resampled_code
 from voco.shapes import Level, Shape3, Volumes
 
 if TYPE_CHECKING:
@@ -68,8 +70,8 @@ class UNETR(TokenBackbone):
     """MONAI's ``UNETR``: levels at 1, 2, 4, 8 and 16 voxels, for volumes of one size only.
 
     The encoder is the ViT together with the convolution blocks ``encoder1`` to ``encoder4`` that
-    feed the decoder; :meth:`tokens` uses the ViT alone. Which levels an embedding pools is not
-    settled by a reference; here it is all five.
+    feed the decoder; :meth:`tokens` uses the ViT alone, and takes volumes of any size that 16
+    divides. Which levels an embedding pools is not settled by a reference; here it is all five.
     """
 
     network: "unetr.UNETR"
@@ -92,6 +94,7 @@ class UNETR(TokenBackbone):
         self.config = config
         self.out_channels = out_channels
         self.fixed_size = config.size
+        self._grid = cube_grid(config.size, self.patch)
         self.width = config.hidden_size
         size = config.feature_size
         self.channels = (size, 2 * size, 4 * size, 8 * size, config.hidden_size)
@@ -136,20 +139,31 @@ class UNETR(TokenBackbone):
         return self.network.out(features)
 
     def tokens(
-        self, volumes: Volumes, keep: Tensor | None = None, mask_token: Tensor | None = None
+        self,
+        volumes: Volumes,
+        keep: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        leading: Tensor | None = None,
     ) -> Float[Tensor, "b t e"]:
         """Encoded tokens of 16x16x16 voxels, normalised.
 
-        Tokens are replaced before, and dropped after, the position code is added.
+        Tokens are replaced before, and dropped after, the position code is added. Volumes of
+        another size than the network's get its code stretched over their grid.
         """
         vit = self.network.vit
         embedding = vit.patch_embedding
-        tokens = rearrange(embedding.patch_embeddings(volumes), "b e x y z -> b (x y z) e")
+        patches = embedding.patch_embeddings(volumes)
+        tokens = rearrange(patches, "b e x y z -> b (x y z) e")
         if keep is not None and mask_token is not None:
             tokens = torch.where(keep[..., None], tokens, mask_token.to(tokens))
-        tokens = embedding.dropout(tokens + embedding.position_embeddings)
+        x, y, z = patches.shape[2:]
+        position = resampled_code(embedding.position_embeddings[0], self._grid, (x, y, z))
+        tokens = embedding.dropout(tokens + position)
         if keep is not None and mask_token is None:
             tokens = tokens.take_along_dim(keep[..., None], dim=1)
+        if leading is not None:
+            first = leading.to(tokens).expand(len(tokens), -1, -1)
+            tokens = torch.cat([first, tokens], dim=1)
         for block in vit.blocks:
             tokens = block(tokens)
         return vit.norm(tokens)

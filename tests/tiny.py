@@ -91,9 +91,18 @@ class TinyTokens(Tiny, TokenBackbone):
         self.network.mix = nn.Linear(20, 10)
 
     def tokens(self, volumes: Volumes, keep: torch.Tensor | None = None) -> torch.Tensor:
+    def tokens(
+        self,
+        volumes: Volumes,
+        keep: torch.Tensor | None = None,
+        mask_token: torch.Tensor | None = None,
+        leading: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         tokens = self.network.patch(volumes).flatten(2).mT
         if keep is not None:
             tokens = tokens.take_along_dim(keep[..., None], dim=1)
+        if leading is not None:
+            tokens = torch.cat([leading.to(tokens).expand(len(tokens), -1, -1), tokens], dim=1)
         mean = tokens.mean(dim=1, keepdim=True).expand_as(tokens)
         return tokens + F.gelu(self.network.mix(torch.cat([tokens, mean], dim=2)))
 

@@ -21,6 +21,18 @@ _VOCO = {"crop": [8, 8, 8], "hidden": 16, "width": 8, "grid": [2, 2, 1], "query_
 _PAIRS = {"window": [12, 12, 8], "crop": [8, 8, 8]}
 _HEADS = {"hidden": 16, "width": 8, "map_hidden": 12, "map_width": 6}
 _PIECES = {"grid": [2, 2, 1], "cell": [8, 8, 8], "patch": [6, 6, 6], "size": [8, 8, 8], "orders": 6}
+_GLOBAL_LOCAL = {
+    "window": [16, 12, 8],
+    "global_crop": [12, 8, 8],
+    "local_crop": [8, 8, 4],
+    "scales": [0.6, 1.0],
+    "width": 12,
+    "depth": 1,
+    "heads": 2,
+    "hidden": 16,
+    "head_widths": [16, 8],
+    "prototypes": 20,
+}
 _MASKED = {"crop": [8, 8, 16], "width": 12, "depth": 1, "heads": 2, "hidden": 16}
 
 SMALL: dict[str, tuple[dict[str, Any], ...]] = {
@@ -101,10 +113,14 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
         },
         {"crop": [8, 8, 8], "block": 4, "variant": "dense", "hand_on_decoder": True},
     ),
+    "glmae": (
+        {**_GLOBAL_LOCAL, "frozen_prototype_steps": 2},
+        {**_GLOBAL_LOCAL, "summary": "mean", "targets": "raw", "local_crops": 1, "scales": [1, 1]},
+    ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
 
-ON_TOKENS = {"mae3d"}
+ON_TOKENS = {"mae3d", "glmae"}
 """Methods that take no backbone without tokens."""
 
 ON_PATCHES = {"simmim"}
@@ -351,7 +367,7 @@ def test_a_size_the_backbone_cannot_take_is_refused_at_once(name, index):
 
 
 def gradients_of(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Losses and gradients of every method on this process's share of four volumes."""
+    """Losses, gradients and memories of every method on this process's share of four volumes."""
     return {f"{name}-{index}": _gradients(name, index, rank, world) for name, index in CASES}
 
 
@@ -363,7 +379,9 @@ def _gradients(name: str, index: int, rank: int, world: int) -> dict[str, torch.
     method.before_step(step)
     outcome = method(volumes, step)
     torch.stack(list(outcome.losses.values())).sum().backward()
+    method.after_step(step)
     own = {f"loss {key}": loss.detach() for key, loss in outcome.losses.items()}
+    own |= {f"after it {key}": buffer.double() for key, buffer in method.named_buffers()}
     return own | {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from voco.methods.glmae import GLMAEConfig
 from voco.methods.jigsaw import JigsawConfig
 from voco.methods.mae3d import MAE3DConfig
 from voco.methods.mocov3 import MoCoV3Config
@@ -32,6 +33,7 @@ _Kinds = (
     | RubikConfig
     | SimMIMConfig
     | S3DConfig
+    | GLMAEConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

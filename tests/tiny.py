@@ -90,12 +90,10 @@ class TinyTokens(Tiny, TokenBackbone):
         self.network.patch = nn.Conv3d(config.in_channels, 10, 4, stride=4)
         self.network.mix = nn.Linear(20, 10)
 
-    def tokens(self, volumes: Volumes, keep: torch.Tensor | None = None) -> torch.Tensor:
     def tokens(
         self,
         volumes: Volumes,
         keep: torch.Tensor | None = None,
-        mask_token: torch.Tensor | None = None,
         leading: torch.Tensor | None = None,
     ) -> torch.Tensor:
         tokens = self.network.patch(volumes).flatten(2).mT

@@ -145,13 +145,8 @@ class TokenBackbone(Backbone):
     width: int
 
     @abstractmethod
-    def tokens(self, volumes: Volumes, keep: Tensor | None = None) -> Float[Tensor, "b t e"]:
     def tokens(
-        self,
-        volumes: Volumes,
-        keep: Tensor | None = None,
-        mask_token: Tensor | None = None,
-        leading: Tensor | None = None,
+        self, volumes: Volumes, keep: Tensor | None = None, leading: Tensor | None = None
     ) -> Float[Tensor, "b t e"]:
         """Encoded tokens, in row-major order (x outermost), or in the order of ``keep``.
 
@@ -162,7 +157,25 @@ class TokenBackbone(Backbone):
             volumes: The volumes.
             keep: int64 ``(b, kept)``, the tokens that enter the encoder; the others are dropped.
                 ``None`` keeps all.
+            leading: ``(l, e)``, a method's own tokens, which are nowhere: they enter together with
+                those of every volume, without a position code, and come first in what is given.
         """
+
+    def check_token_size(self, size: Shape3) -> None:
+        """Refuse a size of which :meth:`tokens` cannot make tokens.
+
+        Raises:
+            ConfigError: Naming the size, the rule, and the nearest size that fits.
+        """
+        if any(side % cube or side < cube for side, cube in zip(size, self.patch, strict=True)):
+            fits = tuple(
+                max(1, round(side / cube)) * cube
+                for side, cube in zip(size, self.patch, strict=True)
+            )
+            raise ConfigError(
+                f"{type(self).__name__} cuts volumes into tokens of {self.patch} voxels, of which "
+                f"their sides must be multiples; got {size}. The nearest size that fits is {fits}."
+            )
 
 
 class MaskedBackbone(Backbone):
@@ -195,26 +208,4 @@ class MaskedBackbone(Backbone):
             volumes: The volumes.
             hidden: Which patches are; one entry for each.
             mask_token: What their embeddings are replaced by.
-            keep: With no ``mask_token``: int64 ``(b, kept)``, the tokens that enter the encoder
-                (the others are dropped). With it: bool ``(b, t)``, true where the token is seen;
-                the others are replaced by ``mask_token``.
-            mask_token: ``(e,)``.
-            leading: ``(l, e)``, a method's own tokens, which are nowhere: they enter together with
-                those of every volume, without a position code, and come first in what is given.
         """
-
-    def check_token_size(self, size: Shape3) -> None:
-        """Refuse a size of which :meth:`tokens` cannot make tokens.
-
-        Raises:
-            ConfigError: Naming the size, the rule, and the nearest size that fits.
-        """
-        if any(side % cube or side < cube for side, cube in zip(size, self.patch, strict=True)):
-            fits = tuple(
-                max(1, round(side / cube)) * cube
-                for side, cube in zip(size, self.patch, strict=True)
-            )
-            raise ConfigError(
-                f"{type(self).__name__} cuts volumes into tokens of {self.patch} voxels, of which "
-                f"their sides must be multiples; got {size}. The nearest size that fits is {fits}."
-            )

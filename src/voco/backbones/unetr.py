@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from voco.backbone import BackboneConfig, MaskedBackbone, TokenBackbone
-from voco.nn.masking import replaced
-from voco.backbone import BackboneConfig, TokenBackbone
 from voco.nn.cubes import cube_grid
+from voco.nn.masking import replaced
 from voco.nn.positions import resampled_code
 from voco.shapes import Level, Shape3, Volumes
 
@@ -74,10 +74,9 @@ class UNETR(TokenBackbone, MaskedBackbone):
     """MONAI's ``UNETR``: levels at 1, 2, 4, 8 and 16 voxels, for volumes of one size only.
 
     The encoder is the ViT together with the convolution blocks ``encoder1`` to ``encoder4`` that
-    feed the decoder; :meth:`tokens` and :meth:`encode_masked` use the ViT alone. Which levels an
-    embedding pools is not settled by a reference; here it is all five.
-    feed the decoder; :meth:`tokens` uses the ViT alone, and takes volumes of any size that 16
-    divides. Which levels an embedding pools is not settled by a reference; here it is all five.
+    feed the decoder; :meth:`tokens` and :meth:`encode_masked` use the ViT alone, the former on
+    volumes of any size that 16 divides. Which levels an embedding pools is not settled by a
+    reference; here it is all five.
     """
 
     network: "unetr.UNETR"
@@ -102,7 +101,6 @@ class UNETR(TokenBackbone, MaskedBackbone):
         self.fixed_size = config.size
         self.width = self.embedding_width = config.hidden_size
         self._grid = cube_grid(config.size, self.patch)
-        self.width = config.hidden_size
         size = config.feature_size
         self.channels = (size, 2 * size, 4 * size, 8 * size, config.hidden_size)
         self.decoded_channels = size
@@ -145,14 +143,20 @@ class UNETR(TokenBackbone, MaskedBackbone):
         """A 1x1x1 convolution."""
         return self.network.out(features)
 
-    def tokens(self, volumes: Volumes, keep: Tensor | None = None) -> Tokens:
+    def tokens(
+        self, volumes: Volumes, keep: Tensor | None = None, leading: Tensor | None = None
+    ) -> Tokens:
         """Encoded tokens of 16x16x16 voxels, normalised.
 
-        Tokens are dropped after the position code is added.
+        Tokens are dropped after the position code is added. Volumes of another size than the
+        network's get its code stretched over their grid.
         """
         tokens = self._placed(self.network.vit.patch_embedding.patch_embeddings(volumes))
         if keep is not None:
             tokens = tokens.take_along_dim(keep[..., None], dim=1)
+        if leading is not None:
+            first = leading.to(tokens).expand(len(tokens), -1, -1)
+            tokens = torch.cat([first, tokens], dim=1)
         return self._encoded(tokens)
 
     def encode_masked(
@@ -169,37 +173,13 @@ class UNETR(TokenBackbone, MaskedBackbone):
     def _placed(self, patches: Level) -> Tokens:
         """Embedded patches as tokens in row-major order, with their position code."""
         embedding = self.network.vit.patch_embedding
+        x, y, z = patches.shape[2:]
+        position = resampled_code(embedding.position_embeddings[0], self._grid, (x, y, z))
         tokens = rearrange(patches, "b e x y z -> b (x y z) e")
-        return embedding.dropout(tokens + embedding.position_embeddings)
+        return embedding.dropout(tokens + position)
 
     def _encoded(self, tokens: Tokens) -> Tokens:
         vit = self.network.vit
-    def tokens(
-        self,
-        volumes: Volumes,
-        keep: Tensor | None = None,
-        mask_token: Tensor | None = None,
-        leading: Tensor | None = None,
-    ) -> Float[Tensor, "b t e"]:
-        """Encoded tokens of 16x16x16 voxels, normalised.
-
-        Tokens are replaced before, and dropped after, the position code is added. Volumes of
-        another size than the network's get its code stretched over their grid.
-        """
-        vit = self.network.vit
-        embedding = vit.patch_embedding
-        patches = embedding.patch_embeddings(volumes)
-        tokens = rearrange(patches, "b e x y z -> b (x y z) e")
-        if keep is not None and mask_token is not None:
-            tokens = torch.where(keep[..., None], tokens, mask_token.to(tokens))
-        x, y, z = patches.shape[2:]
-        position = resampled_code(embedding.position_embeddings[0], self._grid, (x, y, z))
-        tokens = embedding.dropout(tokens + position)
-        if keep is not None and mask_token is None:
-            tokens = tokens.take_along_dim(keep[..., None], dim=1)
-        if leading is not None:
-            first = leading.to(tokens).expand(len(tokens), -1, -1)
-            tokens = torch.cat([first, tokens], dim=1)
         for block in vit.blocks:
             tokens = block(tokens)
         return vit.norm(tokens)

@@ -372,7 +372,7 @@ def _draw(
 def _mean_line(metric: str, entry: dict[str, Any]) -> str:
     value = entry["difference"] if "difference" in entry else entry["mean"]
     low, high = entry["interval"]
-    known = dict[str, str](UNITS).get(metric, "")
+    known = next((unit for name, unit in UNITS.items() if name == metric), "")
     unit = f" {known}" if known else ""
     if value is None:
         return f"  {metric}: not defined"

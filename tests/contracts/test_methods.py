@@ -21,6 +21,7 @@ _VOCO = {"crop": [8, 8, 8], "hidden": 16, "width": 8, "grid": [2, 2, 1], "query_
 _PAIRS = {"window": [12, 12, 8], "crop": [8, 8, 8]}
 _HEADS = {"hidden": 16, "width": 8, "map_hidden": 12, "map_width": 6}
 _PIECES = {"grid": [2, 2, 1], "cell": [8, 8, 8], "patch": [6, 6, 6], "size": [8, 8, 8], "orders": 6}
+_REGISTERED = {"affine_width": 8, "flow_width": 8, "shuffle_blocks": 20, "shuffle_share": 0.25}
 _MASKED = {"crop": [8, 8, 16], "width": 12, "depth": 1, "heads": 2, "hidden": 16}
 
 SMALL: dict[str, tuple[dict[str, Any], ...]] = {
@@ -72,6 +73,19 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     "mae3d": (
         {"variant": "standardised", **_MASKED},
         {"variant": "raw", **_MASKED, "mask_ratio": 0.5, "depth": 2},
+    ),
+    "gvsl": (
+        {"crop": [8, 8, 8], **_REGISTERED},
+        {
+            "crop": [12, 8, 8],
+            **_REGISTERED,
+            "affine": "detached",
+            "shift_units": "reference",
+            "coordinates": "reference",
+            "shuffle_order": "own",
+            "move_probability": 0.5,
+        },
+        {"crop": [8, 8, 8], **_REGISTERED, "move_probability": 0.0, "restoration_weight": 0.0},
     ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""

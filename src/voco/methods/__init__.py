@@ -4,6 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from voco.methods.gvsl import GVSLConfig
 from voco.methods.jigsaw import JigsawConfig
 from voco.methods.mae3d import MAE3DConfig
 from voco.methods.mocov3 import MoCoV3Config
@@ -26,6 +27,7 @@ _Kinds = (
     | VolumeFusionConfig
     | ModelsGenesisConfig
     | MAE3DConfig
+    | GVSLConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

@@ -98,7 +98,7 @@ def draw_motions(
     sigmas = low + draws.uniform(count) * (high - low)
     own = own_places((x, y, z), volumes)
     noise = _both_ways(draws.uniform_like(own.new_empty(count, 3, x, y, z)))
-    bends = smoothed(noise, sigmas.to(own)) * strengths.to(own).view(-1, 1, 1, 1, 1)
+    bends = smoothed(noise, sigmas) * strengths.to(own).view(-1, 1, 1, 1, 1)
     places = bent(own, bends, coordinates)
     return mapped(places, matrices.to(own), shifts.to(own), coordinates)
 
@@ -184,8 +184,8 @@ def smoothed(fields: Places, sigmas: Float[Tensor, "b"]) -> Places:
     # One by one, as above.
     return torch.cat(
         [
-            filtered(field, lambda side, sigma=sigma: gaussian_weights(side, sigma))
-            for field, sigma in zip(fields.split(1), sigmas, strict=True)
+            filtered(field, lambda side, sigma=sigma: gaussian_weights(side, sigma, fields))
+            for field, sigma in zip(fields.split(1), sigmas.tolist(), strict=True)
         ]
     )
 
@@ -207,16 +207,21 @@ def filtered(
     return volumes
 
 
-def gaussian_weights(side: int, sigma: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
+def gaussian_weights(side: int, sigma: float, like: Tensor) -> Float[Tensor, "n n"]:
     """By what the voxels of a line are multiplied for each voxel of the smoothed line.
 
     Without the edges, weights sum to 1; those of the outermost voxels to little more than a half.
+
+    Args:
+        side: Voxels of the line.
+        sigma: Standard deviation in voxels.
+        like: A tensor on the device and of the type that is wanted.
     """
-    reach = int(_CUT * float(sigma) + 0.5)
-    at = torch.arange(max(side, reach + 1), device=sigma.device)
-    half = torch.exp(-0.5 * (at / sigma).square()) * (at <= reach)
+    reach = int(_CUT * sigma + 0.5)
+    at = torch.arange(max(side, reach + 1), device=like.device)
+    half = torch.exp(-0.5 * (at.to(like) / sigma).square()) * (at <= reach)
     half = half / (2 * half.sum() - half[0])
-    at = torch.arange(side, device=sigma.device)
+    at = at[:side]
     return half[(at[:, None] - at).abs()]
 
 

@@ -509,7 +509,7 @@ def registration_loss(warped: Volumes, fixed: Volumes) -> Float[Tensor, ""]:
 
 def smoothness_loss(flow: Flow) -> Float[Tensor, ""]:
     """Mean squared difference of neighbouring displacements, averaged over the three axes."""
-    return sum(flow.diff(dim=axis).square().mean() for axis in (2, 3, 4)) / 3
+    return torch.stack([flow.diff(dim=axis).square().mean() for axis in (2, 3, 4)]).mean()
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ KINDS = {
     "permutations": lambda draws, count: draws.permutations(count, 6),
     "choose": lambda draws, count: draws.choose(count, (0.5, 1.5, 2.5), 3),
     "noise": lambda draws, count: draws.noise_like(torch.zeros(count, 2, 3)),
+    "even noise": lambda draws, count: draws.uniform_like(torch.zeros(count, 2, 3)),
 }
 
 

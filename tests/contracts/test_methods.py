@@ -33,6 +33,7 @@ _GLOBAL_LOCAL = {
     "head_widths": [16, 8],
     "prototypes": 20,
 }
+_REGISTERED = {"affine_width": 8, "flow_width": 8, "shuffle_blocks": 20, "shuffle_share": 0.25}
 _MASKED = {"crop": [8, 8, 16], "width": 12, "depth": 1, "heads": 2, "hidden": 16}
 
 SMALL: dict[str, tuple[dict[str, Any], ...]] = {
@@ -116,6 +117,19 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     "glmae": (
         {**_GLOBAL_LOCAL, "frozen_prototype_steps": 2},
         {**_GLOBAL_LOCAL, "summary": "mean", "targets": "raw", "local_crops": 1, "scales": [1, 1]},
+    ),
+    "gvsl": (
+        {"crop": [8, 8, 8], **_REGISTERED},
+        {
+            "crop": [12, 8, 8],
+            **_REGISTERED,
+            "affine": "detached",
+            "shift_units": "reference",
+            "coordinates": "reference",
+            "shuffle_order": "own",
+            "move_probability": 0.5,
+        },
+        {"crop": [8, 8, 8], **_REGISTERED, "move_probability": 0.0, "restoration_weight": 0.0},
     ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""

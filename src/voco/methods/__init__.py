@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from voco.methods.glmae import GLMAEConfig
+from voco.methods.gvsl import GVSLConfig
 from voco.methods.jigsaw import JigsawConfig
 from voco.methods.mae3d import MAE3DConfig
 from voco.methods.mocov3 import MoCoV3Config
@@ -34,6 +35,7 @@ _Kinds = (
     | SimMIMConfig
     | S3DConfig
     | GLMAEConfig
+    | GVSLConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

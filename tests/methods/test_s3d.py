@@ -330,7 +330,7 @@ def test_it_learns_to_paint_what_is_hidden(backbone, changes):
     method = s3d(backbone, mask_ratio=0.5, flip_probability=0.0, **changes)
     ramp = torch.linspace(0, 1, 8).expand(4, 1, 8, 8, 8).clone()
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-2)
-    for number in range(40):
+    for number in range(25):
         loss = method(ramp, step_at(number)).losses["reconstruction"]
         optimizer.zero_grad()
         loss.backward()

@@ -13,6 +13,8 @@ from voco.methods.rot import ROTConfig
 from voco.methods.rubik import RubikConfig
 from voco.methods.simclr import SimCLRConfig
 from voco.methods.simmim import SimMIMConfig
+from voco.methods.swinmm import SwinMMConfig
+from voco.methods.swinunetr import SwinUNETRPretrainingConfig
 from voco.methods.vicregl import VICRegLConfig
 from voco.methods.voco import VoCoConfig
 from voco.methods.volumefusion import VolumeFusionConfig
@@ -30,6 +32,8 @@ _Kinds = (
     | MAE3DConfig
     | RubikConfig
     | SimMIMConfig
+    | SwinUNETRPretrainingConfig
+    | SwinMMConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

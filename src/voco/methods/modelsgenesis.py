@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
-from voco.augment.blocks import draw_blocks
+from voco.augment.blocks import draw_blocks, numbered_voxels
 from voco.augment.spatial import flip
 from voco.backbone import Backbone
 from voco.draws import Draws
@@ -251,14 +251,8 @@ def origins(boxes: Boxes, size: Shape3, seed: int) -> Int64[Tensor, "v"]:
         size: Voxels of the volume; they are numbered with z innermost.
         seed: Of the orders within the boxes.
     """
-    device, edges = boxes.device, boxes[:, 1] - boxes[:, 0]
-    counts = edges.prod(dim=1)
-    box = torch.arange(len(boxes), device=device).repeat_interleave(counts)
-    within = torch.arange(len(box), device=device) - (counts.cumsum(0) - counts)[box]
-    _, rows, columns = edges[box].unbind(dim=1)
-    x, y, z = boxes[box, 0].unbind(dim=1)
-    x, y, z = x + within // (rows * columns), y + within // columns % rows, z + within % columns
-    place = (x * size[1] + y) * size[2] + z
+    device = boxes.device
+    box, place = numbered_voxels(boxes, size)
     generator = torch.Generator(device).manual_seed(seed)
     noise = torch.rand(len(box), generator=generator, device=device, dtype=torch.float64)
     order = (box + noise).argsort()  # sorts within each box alone

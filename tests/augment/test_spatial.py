@@ -32,6 +32,19 @@ def test_each_crop_makes_its_own_number_of_quarter_turns():
         assert torch.equal(after[quarters], expected)
 
 
+@pytest.mark.parametrize(("plane", "axes"), [("xy", (1, 2)), ("xz", (1, 3)), ("yz", (2, 3))])
+def test_a_turn_is_in_its_plane_from_its_first_axis_towards_its_second(plane, axes):
+    before = crops(size=(4, 4, 4))
+    after = turn(before, torch.arange(4), plane)
+    for quarters in range(4):
+        expected = torch.rot90(before[quarters], quarters, dims=axes)
+        assert torch.equal(after[quarters], expected)
+    oblong = torch.rand(1, 1, 3, 4, 5)
+    assert torch.equal(
+        turn(oblong, torch.tensor([2]), plane), oblong.flip([axis + 1 for axis in axes])
+    )
+
+
 def test_a_turn_and_its_rest_make_a_whole():
     turns = torch.arange(4)
     assert torch.equal(turn(turn(crops(), turns), (4 - turns) % 4), crops())

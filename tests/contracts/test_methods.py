@@ -131,6 +131,32 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
         },
         {"crop": [8, 8, 8], **_REGISTERED, "move_probability": 0.0, "restoration_weight": 0.0},
     ),
+    "swinunetr": (
+        {"crop": [8, 8, 8], "width": 8, "swap_among": 2},
+        {
+            "crop": [12, 12, 8],
+            "plane": "xy",
+            "width": 8,
+            "swap_among": 2,
+            "swap_source": "clean",
+            "readout": "mean",
+            "rotation_weight": 0.0,
+        },
+    ),
+    "swinmm": (
+        {"side": 8, "block": 4, "width": 8},
+        {
+            "side": 8,
+            "block": 2,
+            "width": 8,
+            "mask_ratio": 0.25,
+            "masking": "reference",
+            "mutual": "across",
+            "readout": "mean",
+            "standardise": False,
+            "contrast_weight": 0.0,
+        },
+    ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
 

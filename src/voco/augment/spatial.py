@@ -5,6 +5,7 @@ not depend on the device.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from voco.draws import Draws
 from voco.shapes import Shape3, Volumes
+
+Plane = Literal["xy", "xz", "yz"]
+"""A plane of a volume: axial, coronal or sagittal."""
 
 
 def draw_flips(
@@ -55,20 +59,26 @@ def draw_turns(
     return turned * (quarters if square else torch.full_like(quarters, 2))
 
 
-def turn(crops: Volumes, turns: Int64[Tensor, "b"]) -> Volumes:
-    """Turn every crop in its x-y plane by its number of quarter turns, from x towards y.
+def turn(crops: Volumes, turns: Int64[Tensor, "b"], plane: Plane = "xy") -> Volumes:
+    """Turn every crop in a plane by its number of quarter turns.
+
+    Args:
+        crops: The crops.
+        turns: Quarter turns of each, from 0 to 3.
+        plane: From its first axis towards its second.
 
     Raises:
-        ValueError: If a crop that is not square in x and y is to make an odd number of turns.
+        ValueError: If a crop that is not square in the plane is to make an odd number of turns.
     """
-    if crops.shape[2] != crops.shape[3] and bool((turns % 2).any()):
+    first, second = (2 + "xyz".index(axis) for axis in plane)
+    if crops.shape[first] != crops.shape[second] and bool((turns % 2).any()):
         raise ValueError(f"crops of {tuple(crops.shape[2:])} voxels take half turns only.")
     made = crops.clone()
     for quarters in (1, 2, 3):
         _change(
             made,
             turns == quarters,
-            lambda some, quarters=quarters: torch.rot90(some, quarters, dims=(2, 3)),
+            lambda some, quarters=quarters: torch.rot90(some, quarters, dims=(first, second)),
         )
     return made
 

@@ -16,6 +16,8 @@ from voco.methods.rubik import RubikConfig
 from voco.methods.s3d import S3DConfig
 from voco.methods.simclr import SimCLRConfig
 from voco.methods.simmim import SimMIMConfig
+from voco.methods.swinmm import SwinMMConfig
+from voco.methods.swinunetr import SwinUNETRPretrainingConfig
 from voco.methods.vicregl import VICRegLConfig
 from voco.methods.voco import VoCoConfig
 from voco.methods.volumefusion import VolumeFusionConfig
@@ -36,6 +38,8 @@ _Kinds = (
     | S3DConfig
     | GLMAEConfig
     | GVSLConfig
+    | SwinUNETRPretrainingConfig
+    | SwinMMConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

@@ -33,7 +33,6 @@ are 19 % of the encoder (35 % with ``use_v2``).
 """
 
 import math
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -50,6 +49,7 @@ from voco.method import Method, MethodConfig, Panel, grey, middle_slices
 from voco.nn.freeze import freeze_unreached
 from voco.nn.health import masked_mean
 from voco.nn.unit import at_least_float32
+from voco.nn.upsampling import upsampler
 from voco.shapes import Shape3, Volumes
 from voco.task import Outcome, Step
 
@@ -259,15 +259,7 @@ def upsampling_head(features: int, stride: int, channels: int) -> nn.Sequential:
     """
     doublings = stride.bit_length() - 1
     widths = [max(1, features >> times) for times in range(doublings + 1)]
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [
-            nn.Conv3d(before, after, 3, padding=1, bias=False),
-            nn.InstanceNorm3d(after),
-            nn.LeakyReLU(),
-            nn.Upsample(scale_factor=2, mode="trilinear"),
-        ]
-    return nn.Sequential(*layers, nn.Conv3d(widths[-1], channels, 1))
+    return upsampler(widths, channels)
 
 
 def linear_head(features: int, stride: int, channels: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from voco.augment.blocks import draw_blocks
+from voco.augment.blocks import draw_blocks, numbered_voxels
 from voco.draws import Draws
 from voco.shapes import Boxes, Shape3, Volumes
 
@@ -70,18 +70,15 @@ def origins(boxes: Boxes, size: Shape3, seed: int, order: Order = "own") -> Int6
         seed: Of the orders within the boxes.
         order: Whether boxes of one size have the same order.
     """
-    device, edges = boxes.device, boxes[:, 1] - boxes[:, 0]
-    counts = edges.prod(dim=1)
-    box = torch.arange(len(boxes), device=device).repeat_interleave(counts)
-    within = torch.arange(len(box), device=device) - (counts.cumsum(0) - counts)[box]
-    _, rows, columns = edges[box].unbind(dim=1)
-    x, y, z = boxes[box, 0].unbind(dim=1)
-    x, y, z = x + within // (rows * columns), y + within // columns % rows, z + within % columns
-    place = (x * size[1] + y) * size[2] + z
+    device = boxes.device
+    box, place = numbered_voxels(boxes, size)
     generator = torch.Generator(device).manual_seed(seed)
-    longest = len(box) if order == "own" else int(counts.max())
-    noise = torch.rand(longest, generator=generator, device=device, dtype=torch.float64)
-    noise = noise if order == "own" else noise[within]
+    if order == "own":
+        noise = torch.rand(len(box), generator=generator, device=device, dtype=torch.float64)
+    else:
+        within = torch.arange(len(box), device=device) - torch.searchsorted(box, box)
+        longest = int((boxes[:, 1] - boxes[:, 0]).prod(dim=1).max())
+        noise = torch.rand(longest, generator=generator, device=device, dtype=torch.float64)[within]
     sources = (box + noise).argsort()  # sorts within each box alone
     voxels = torch.arange(size[0] * size[1] * size[2], device=device)
     last = torch.full_like(voxels, -1).scatter_reduce(0, place, box, "amax")

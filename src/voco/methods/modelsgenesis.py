@@ -35,7 +35,6 @@ from torch import Tensor, nn
 
 from voco.augment.blocks import draw_blocks
 from voco.augment.damage import covered_by, curved, shuffled, size_of
-from voco.augment.blocks import draw_blocks, numbered_voxels
 from voco.augment.spatial import flip
 from voco.backbone import Backbone
 from voco.draws import Draws
@@ -219,109 +218,6 @@ def block_sides(size: Shape3) -> Int64[Tensor, "2 three"]:
     """Voxels of the shortest and of the longest sides of the blocks that are shuffled."""
     longest = torch.tensor(size) // 10
     return torch.stack([torch.ones_like(longest), longest.clamp(min=1)])
-def shuffled(volumes: Volumes, draws: Draws, config: ModelsGenesisConfig) -> Volumes:
-    """Volumes, some of them with voxels shuffled within small blocks.
-
-    Args:
-        volumes: The volumes.
-        draws: Random numbers.
-        config: How likely, and how many blocks.
-    """
-    count, size = len(volumes), _size(volumes)
-    chosen = draws.uniform(count) < config.shuffle_probability
-    seeds = draws.integers(count, high=1 << 62)
-    longest = torch.tensor([max(1, side // 10) for side in size])
-    boxes = draw_blocks(
-        draws, count, config.shuffle_blocks, size, shortest=torch.ones(3).long(), longest=longest
-    )
-    rows = volumes.flatten(2)
-    return torch.stack(
-        [
-            row[:, origins(box.to(row.device), size, seed)] if yes else row
-            for row, box, seed, yes in zip(rows, boxes, seeds.tolist(), chosen, strict=True)
-        ]
-    ).view_as(volumes)
-
-
-def origins(boxes: Boxes, size: Shape3, seed: int) -> Int64[Tensor, "v"]:
-    """From which voxel each voxel of a volume comes, if voxels are shuffled within boxes.
-
-    All boxes at once: a voxel in several boxes comes from within the last of them.
-
-    Args:
-        boxes: Inside the volume.
-        size: Voxels of the volume; they are numbered with z innermost.
-        seed: Of the orders within the boxes.
-    """
-    device = boxes.device
-    box, place = numbered_voxels(boxes, size)
-    generator = torch.Generator(device).manual_seed(seed)
-    noise = torch.rand(len(box), generator=generator, device=device, dtype=torch.float64)
-    order = (box + noise).argsort()  # sorts within each box alone
-    voxels = torch.arange(size[0] * size[1] * size[2], device=device)
-    last = torch.full_like(voxels, -1).scatter_reduce(0, place, box, "amax")
-    counted = box == last[place]
-    voxels[place[counted]] = place[order][counted]
-    return voxels
-
-
-# ---- curves -----------------------------------------------------------------------------------
-
-
-def curved(volumes: Volumes, draws: Draws, config: ModelsGenesisConfig) -> Volumes:
-    """Volumes, most of them with intensities sent through a random curve.
-
-    Args:
-        volumes: In [0, 1]; where a curve is applied, what lies outside is cut.
-        draws: Random numbers.
-        config: How likely.
-    """
-    count = len(volumes)
-    chosen = draws.uniform(count) < config.curve_probability
-    inverted = draws.uniform(count) < config.inverted_probability
-    points = draws.uniform(count, 2, 2)
-    rows = chosen.nonzero()[:, 0]
-    if not len(rows):
-        return volumes
-    placed = rows.to(volumes.device)
-    x, y = (side.to(volumes) for side in curve(points[rows], inverted[rows]))
-    return volumes.index_copy(0, placed, interpolated(volumes[placed], x, y))
-
-
-def curve(
-    points: Float[Tensor, "b two 2"], inverted: Bool[Tensor, "b"], samples: int = _SAMPLES
-) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
-    """Cubic Bezier curves from (0, 0) to (1, 1), or mirrored: from (0, 1) to (1, 0).
-
-    Args:
-        points: The two inner control points, in [0, 1]; so both coordinates rise throughout.
-        inverted: Which curves fall.
-        samples: Points of a curve.
-
-    Returns:
-        Inputs, rising, and outputs.
-    """
-    t = torch.linspace(0, 1, samples)
-    weights = torch.stack([3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t)])
-    x, y = (points.mT @ weights + t**3).sort(dim=-1).values.unbind(dim=1)
-    return x, torch.where(inverted[:, None], y.flip(1), y)
-
-
-def interpolated(volumes: Volumes, x: Float[Tensor, "b n"], y: Float[Tensor, "b n"]) -> Volumes:
-    """Intensities sent through curves, linearly between their points.
-
-    Args:
-        volumes: The volumes.
-        x: Inputs, rising; intensities beyond the first and the last are cut to them.
-        y: Outputs.
-    """
-    values = volumes.flatten(1).minimum(x[:, -1:]).maximum(x[:, :1])
-    above = torch.searchsorted(x.contiguous(), values).clamp(1, x.shape[1] - 1)
-    left, right = x.gather(1, above - 1), x.gather(1, above)
-    low, high = y.gather(1, above - 1), y.gather(1, above)
-    # Points may coincide where a curve is steep.
-    part = ((values - left) / (right - left).clamp(min=1e-12)).clamp(0, 1)
-    return (low + part * (high - low)).view_as(volumes)
 
 
 # ---- painting ---------------------------------------------------------------------------------

@@ -12,12 +12,8 @@ from voco.methods.modelsgenesis import (
     curve,
     curved,
     draw_flips,
-    draw_hidden,
     interpolated,
-    origins,
-    painted,
     restoration_loss,
-    shuffled,
 )
 
 HARMLESS = {"shuffle_probability": 0.0, "curve_probability": 0.0, "paint_probability": 0.0}
@@ -59,48 +55,6 @@ def test_flips_are_as_likely_as_the_loop_of_the_reference_makes_them(axes, share
     # One to three flips (0.24, 0.096, 0.064), each along one of three axes: an odd number of them.
     odd = 0.24 / 3 + 0.096 * 2 * (1 / 3) * (2 / 3) + 0.064 * (3 * (1 / 3) * (4 / 9) + 1 / 27)
     assert flips.tolist() == pytest.approx([odd * part for part in share], abs=0.01)
-
-
-# ---- shuffling --------------------------------------------------------------------------------
-
-
-def test_a_shuffle_keeps_the_voxels_of_each_block_and_all_others():
-    boxes = torch.tensor([[[0, 0, 0], [3, 2, 2]], [[4, 3, 1], [6, 6, 5]]])
-    volume = torch.arange(8 * 7 * 6)
-    moved = volume[origins(boxes, (8, 7, 6), seed=0)].view(8, 7, 6)
-    volume = volume.view(8, 7, 6)
-    outside = torch.ones(8, 7, 6, dtype=torch.bool)
-    for (x, y, z), (x_stop, y_stop, z_stop) in boxes.tolist():
-        where = (slice(x, x_stop), slice(y, y_stop), slice(z, z_stop))
-        before, after = volume[where].flatten(), moved[where].flatten()
-        assert not torch.equal(before, after)
-        assert torch.equal(before, after.sort().values)
-        outside[where] = False
-    assert torch.equal(volume[outside], moved[outside])
-
-
-def test_where_blocks_overlap_the_last_one_counts_and_reads_the_original():
-    boxes = torch.tensor([[[0, 0, 0], [4, 4, 4]], [[2, 0, 0], [3, 4, 4]]])
-    moved = origins(boxes, (4, 4, 4), seed=1).view(4, 4, 4)
-    assert moved[2].sort(dim=-1).values.flatten().sort().values.tolist() == list(range(32, 48))
-    assert len(set(moved[:2].flatten().tolist())) == 32
-
-
-def test_all_orders_of_a_block_are_equally_likely():
-    boxes = torch.tensor([[[0, 0, 0], [1, 1, 3]]])
-    orders = torch.stack([origins(boxes, (1, 1, 3), seed) for seed in range(1200)])
-    _, counts = orders.unique(dim=0, return_counts=True)
-    assert len(counts) == 6
-    assert counts.min() > 150
-
-
-def test_blocks_are_a_tenth_of_the_volume_at_most():
-    config = config_of(shuffle_probability=1.0, shuffle_blocks=300)
-    places = torch.arange(20.0).view(1, 1, 20, 1, 1).expand(1, 1, 20, 30, 10).contiguous()
-    moved = shuffled(places, Draws(0, 0), config)
-    assert (moved - places).abs().max() == 1
-    still = shuffled(places, Draws(0, 0), config_of(shuffle_probability=0.0))
-    assert torch.equal(still, places)
 
 
 # ---- curves -----------------------------------------------------------------------------------
@@ -151,40 +105,6 @@ def test_nine_of_ten_volumes_get_a_curve_and_half_of_those_fall():
     assert (found[:, 0, 0] == 1).float().mean() == pytest.approx(0.45, abs=0.12)
     rising = curved(ends, Draws(0, 0), config_of(inverted_probability=0.0))
     assert (rising[:, 0, 0] == 0).all()
-
-
-# ---- painting ---------------------------------------------------------------------------------
-
-
-def test_painting_inside_hides_boxes_away_from_the_border():
-    config = config_of(paint_probability=1.0, inpaint_share=1.0)
-    hidden = draw_hidden(Draws(0, 0), 50, (30, 24, 18), config)
-    assert not hidden[:, :3].any()
-    assert not hidden[..., -3:].any()
-    assert 0.01 < hidden.float().mean() < 5 / 27
-    assert hidden.flatten(1).sum(dim=1).max() <= 5 * 10 * 8 * 6
-
-
-def test_painting_outside_leaves_boxes_of_about_half_the_sides():
-    config = config_of(paint_probability=1.0, inpaint_share=0.0)
-    seen = ~draw_hidden(Draws(0, 0), 50, (30, 24, 18), config)
-    assert not seen[:, :3].any()
-    assert not seen[..., -3:].any()
-    least = (30 - 4 * 30 // 7) * (24 - 4 * 24 // 7) * (18 - 4 * 18 // 7)
-    assert seen.flatten(1).sum(dim=1).min() >= least
-    assert (~seen).flatten(1).any(dim=1).all()
-
-
-def test_what_is_hidden_is_even_noise_and_the_rest_stays():
-    config = config_of(paint_probability=1.0)
-    volumes = torch.full((4, 2, 16, 16, 16), 5.0)
-    found = painted(volumes, Draws(0, 0), config)
-    noise = found[found != 5]
-    assert noise.min() >= 0
-    assert noise.max() <= 1
-    assert noise.mean() == pytest.approx(0.5, abs=0.02)
-    assert noise.var() == pytest.approx(1 / 12, abs=0.005)
-    assert torch.equal(painted(volumes, Draws(0, 0), config_of(paint_probability=0.0)), volumes)
 
 
 # ---- the whole --------------------------------------------------------------------------------

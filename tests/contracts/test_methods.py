@@ -22,6 +22,12 @@ _PAIRS = {"window": [12, 12, 8], "crop": [8, 8, 8]}
 _HEADS = {"hidden": 16, "width": 8, "map_hidden": 12, "map_width": 6}
 _PIECES = {"grid": [2, 2, 1], "cell": [8, 8, 8], "patch": [6, 6, 6], "size": [8, 8, 8], "orders": 6}
 _MASKED = {"crop": [8, 8, 16], "width": 12, "depth": 1, "heads": 2, "hidden": 16}
+_SIZED = {
+    "window": [12, 12, 8],
+    "sizes": [[8, 8, 8], [12, 12, 8]],
+    "crop": [8, 8, 8],
+}
+_QUEUED = {"shuffle_blocks": 20, "queue": 6, "width": 8, "code_hidden": 8}
 
 SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     "voco": (
@@ -72,6 +78,18 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     "mae3d": (
         {"variant": "standardised", **_MASKED},
         {"variant": "raw", **_MASKED, "mask_ratio": 0.5, "depth": 2},
+    ),
+    "pcrl": (
+        {**_SIZED, **_QUEUED},
+        {
+            **_SIZED,
+            **_QUEUED,
+            "targets": "damaged",
+            "mixed_targets": "unaligned",
+            "contrast": "memory_bank",
+            "queued": "all",
+            "sigmoid": False,
+        },
     ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
@@ -318,7 +336,7 @@ def test_a_size_the_backbone_cannot_take_is_refused_at_once(name, index):
 
 
 def gradients_of(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Losses and gradients of every method on this process's share of four volumes."""
+    """Losses, gradients and what is remembered of this process's share of four volumes."""
     return {f"{name}-{index}": _gradients(name, index, rank, world) for name, index in CASES}
 
 
@@ -330,7 +348,9 @@ def _gradients(name: str, index: int, rank: int, world: int) -> dict[str, torch.
     method.before_step(step)
     outcome = method(volumes, step)
     torch.stack(list(outcome.losses.values())).sum().backward()
+    method.after_step(step)
     own = {f"loss {key}": loss.detach() for key, loss in outcome.losses.items()}
+    own |= {f"remembered {key}": kept.double() for key, kept in method.named_buffers()}
     return own | {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
 
 

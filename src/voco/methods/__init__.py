@@ -8,6 +8,7 @@ from voco.methods.jigsaw import JigsawConfig
 from voco.methods.mae3d import MAE3DConfig
 from voco.methods.mocov3 import MoCoV3Config
 from voco.methods.modelsgenesis import ModelsGenesisConfig
+from voco.methods.pcrl import PCRLConfig
 from voco.methods.positionlabel import PositionLabelConfig
 from voco.methods.rot import ROTConfig
 from voco.methods.simclr import SimCLRConfig
@@ -26,6 +27,7 @@ _Kinds = (
     | VolumeFusionConfig
     | ModelsGenesisConfig
     | MAE3DConfig
+    | PCRLConfig
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

@@ -28,6 +28,13 @@ _SIZED = {
     "crop": [8, 8, 8],
 }
 _QUEUED = {"shuffle_blocks": 20, "queue": 6, "width": 8, "code_hidden": 8}
+_INNER = {
+    "local_count": 2,
+    "local_sizes": [[4, 4, 4], [8, 8, 8]],
+    "local_crop": [4, 4, 4],
+    "swaps": 5,
+    "swap_patch": [2, 2, 2],
+}
 
 SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     "voco": (
@@ -90,6 +97,10 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
             "queued": "all",
             "sigmoid": False,
         },
+    ),
+    "pcrlv2": (
+        {**_SIZED, **_INNER},
+        {**_SIZED, **_INNER, "skips": True, "standardise": False, "sigmoid": False},
     ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""

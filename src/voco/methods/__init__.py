@@ -9,6 +9,7 @@ from voco.methods.mae3d import MAE3DConfig
 from voco.methods.mocov3 import MoCoV3Config
 from voco.methods.modelsgenesis import ModelsGenesisConfig
 from voco.methods.pcrl import PCRLConfig
+from voco.methods.pcrlv2 import PCRLv2Config
 from voco.methods.positionlabel import PositionLabelConfig
 from voco.methods.rot import ROTConfig
 from voco.methods.simclr import SimCLRConfig
@@ -28,6 +29,7 @@ _Kinds = (
     | ModelsGenesisConfig
     | MAE3DConfig
     | PCRLConfig
+    | PCRLv2Config
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

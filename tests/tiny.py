@@ -34,8 +34,8 @@ class TinyNetwork(nn.Module):
         middle = F.gelu(self.down(fine))
         return [fine, middle, F.gelu(self.deep(middle))]
 
-    def decode(self, pyramid: list[torch.Tensor]) -> torch.Tensor:
-        sizes = [F.interpolate(level, size=pyramid[0].shape[2:]) for level in pyramid]
+    def decode(self, pyramid: list[torch.Tensor], at: int = 0) -> torch.Tensor:
+        sizes = [F.interpolate(level, size=pyramid[at].shape[2:]) for level in pyramid]
         return F.gelu(self.up(torch.cat(sizes, dim=1)))
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
@@ -67,6 +67,13 @@ class Tiny(Backbone):
 
     def decode(self, pyramid: list[Level]) -> Level:
         return self.network.decode(pyramid)
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        return (4, 4)
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        return [self.network.decode(pyramid, at=1), self.decode(pyramid)]
 
     def head(self, features: Level) -> Level:
         return self.network.out(features)

@@ -94,6 +94,19 @@ class Backbone(nn.Module, ABC):
     def decode(self, pyramid: list[Level]) -> Level:
         """Features at full resolution, from the pyramid that :meth:`encode` gave."""
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each of the features that :meth:`decode_stages` gives."""
+        return (self.decoded_channels,)
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        """Features after each stage of the decoder, coarsest first; the last is :meth:`decode`.
+
+        For methods that look at the decoder on its way up. A backbone that does not show its
+        stages has a single one.
+        """
+        return [self.decode(pyramid)]
+
     @abstractmethod
     def head(self, features: Level) -> Level:
         """The output layer: one channel per class, before softmax."""

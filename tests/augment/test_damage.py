@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from voco.augment.damage import covered_by, curve, curved, interpolated, origins, shuffled
+from voco.augment.damage import (
+    block_sides,
+    covered_by,
+    curve,
+    curved,
+    draw_hidden,
+    interpolated,
+    origins,
+    painted,
+    shuffled,
+)
 from voco.draws import Draws
 
 # ---- shuffling --------------------------------------------------------------------------------
@@ -120,3 +130,39 @@ def test_only_the_first_so_many_boxes_cover_anything():
     covered = covered_by(boxes.expand(4, 3, 2, 3), torch.arange(4), (4, 3, 2))
     assert covered.flatten(1).sum(dim=1).tolist() == [0, 4, 6, 10]
     assert torch.equal(covered[1].nonzero().amax(dim=0), torch.tensor([0, 1, 1]))
+
+
+# ---- painting ---------------------------------------------------------------------------------
+
+
+def test_painting_inside_hides_boxes_away_from_the_border():
+    hidden = draw_hidden(Draws(0, 0), 50, (30, 24, 18), probability=1.0, inpaint_share=1.0)
+    assert not hidden[:, :3].any()
+    assert not hidden[..., -3:].any()
+    assert 0.01 < hidden.float().mean() < 5 / 27
+    assert hidden.flatten(1).sum(dim=1).max() <= 5 * 10 * 8 * 6
+
+
+def test_painting_outside_leaves_boxes_of_about_half_the_sides():
+    seen = ~draw_hidden(Draws(0, 0), 50, (30, 24, 18), probability=1.0, inpaint_share=0.0)
+    assert not seen[:, :3].any()
+    assert not seen[..., -3:].any()
+    least = (30 - 4 * 30 // 7) * (24 - 4 * 24 // 7) * (18 - 4 * 18 // 7)
+    assert seen.flatten(1).sum(dim=1).min() >= least
+    assert (~seen).flatten(1).any(dim=1).all()
+
+
+def test_what_is_hidden_is_even_noise_and_the_rest_stays():
+    volumes = torch.full((4, 2, 16, 16, 16), 5.0)
+    found = painted(volumes, Draws(0, 0), probability=1.0, inpaint_share=0.2)
+    noise = found[found != 5]
+    assert noise.min() >= 0
+    assert noise.max() <= 1
+    assert noise.mean() == pytest.approx(0.5, abs=0.02)
+    assert noise.var() == pytest.approx(1 / 12, abs=0.005)
+    still = painted(volumes, Draws(0, 0), probability=0.0, inpaint_share=0.2)
+    assert torch.equal(still, volumes)
+
+
+def test_blocks_are_a_tenth_of_the_volume_at_most():
+    assert block_sides((20, 35, 9)).tolist() == [[1, 1, 1], [2, 3, 1]]

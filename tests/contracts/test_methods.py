@@ -35,6 +35,19 @@ _GLOBAL_LOCAL = {
 }
 _REGISTERED = {"affine_width": 8, "flow_width": 8, "shuffle_blocks": 20, "shuffle_share": 0.25}
 _MASKED = {"crop": [8, 8, 16], "width": 12, "depth": 1, "heads": 2, "hidden": 16}
+_SIZED = {
+    "window": [12, 12, 8],
+    "sizes": [[8, 8, 8], [12, 12, 8]],
+    "crop": [8, 8, 8],
+}
+_QUEUED = {"shuffle_blocks": 20, "queue": 6, "width": 8, "code_hidden": 8}
+_INNER = {
+    "local_count": 2,
+    "local_sizes": [[4, 4, 4], [8, 8, 8]],
+    "local_crop": [4, 4, 4],
+    "swaps": 5,
+    "swap_patch": [2, 2, 2],
+}
 
 SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     "voco": (
@@ -156,6 +169,22 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
             "standardise": False,
             "contrast_weight": 0.0,
         },
+    ),
+    "pcrl": (
+        {**_SIZED, **_QUEUED},
+        {
+            **_SIZED,
+            **_QUEUED,
+            "targets": "damaged",
+            "mixed_targets": "unaligned",
+            "contrast": "memory_bank",
+            "queued": "all",
+            "sigmoid": False,
+        },
+    ),
+    "pcrlv2": (
+        {**_SIZED, **_INNER},
+        {**_SIZED, **_INNER, "skips": True, "standardise": False, "sigmoid": False},
     ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
@@ -408,6 +437,7 @@ def test_a_size_the_backbone_cannot_take_is_refused_at_once(name, index):
 
 def gradients_of(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
     """Losses, gradients and memories of every method on this process's share of four volumes."""
+    """Losses, gradients and what is remembered of this process's share of four volumes."""
     return {f"{name}-{index}": _gradients(name, index, rank, world) for name, index in CASES}
 
 
@@ -422,6 +452,7 @@ def _gradients(name: str, index: int, rank: int, world: int) -> dict[str, torch.
     method.after_step(step)
     own = {f"loss {key}": loss.detach() for key, loss in outcome.losses.items()}
     own |= {f"after it {key}": buffer.double() for key, buffer in method.named_buffers()}
+    own |= {f"remembered {key}": kept.double() for key, kept in method.named_buffers()}
     return own | {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
 
 

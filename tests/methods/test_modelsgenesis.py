@@ -9,10 +9,7 @@ from voco.draws import Draws
 from voco.methods.modelsgenesis import (
     ModelsGenesis,
     ModelsGenesisConfig,
-    block_sides,
     draw_flips,
-    draw_hidden,
-    painted,
 )
 
 HARMLESS = {"shuffle_probability": 0.0, "curve_probability": 0.0, "paint_probability": 0.0}
@@ -59,10 +56,6 @@ def test_flips_are_as_likely_as_the_loop_of_the_reference_makes_them(axes, share
 # ---- how much of each damage ------------------------------------------------------------------
 
 
-def test_blocks_are_a_tenth_of_the_volume_at_most():
-    assert block_sides((20, 35, 9)).tolist() == [[1, 1, 1], [2, 3, 1]]
-
-
 def test_the_settings_say_which_damages_there_are():
     volumes = torch.rand(40, 1, 20, 20, 20)
     harmless = {**HARMLESS, "crop": (20, 20, 20)}
@@ -81,40 +74,6 @@ def test_half_of_the_curves_fall():
     assert fallen.float().mean() == pytest.approx(0.5, abs=0.15)
     rising = genesis(**only, inverted_probability=0.0).views(ends, step_at())
     assert torch.equal(rising.damaged, rising.clean)
-
-
-# ---- painting ---------------------------------------------------------------------------------
-
-
-def test_painting_inside_hides_boxes_away_from_the_border():
-    config = config_of(paint_probability=1.0, inpaint_share=1.0)
-    hidden = draw_hidden(Draws(0, 0), 50, (30, 24, 18), config)
-    assert not hidden[:, :3].any()
-    assert not hidden[..., -3:].any()
-    assert 0.01 < hidden.float().mean() < 5 / 27
-    assert hidden.flatten(1).sum(dim=1).max() <= 5 * 10 * 8 * 6
-
-
-def test_painting_outside_leaves_boxes_of_about_half_the_sides():
-    config = config_of(paint_probability=1.0, inpaint_share=0.0)
-    seen = ~draw_hidden(Draws(0, 0), 50, (30, 24, 18), config)
-    assert not seen[:, :3].any()
-    assert not seen[..., -3:].any()
-    least = (30 - 4 * 30 // 7) * (24 - 4 * 24 // 7) * (18 - 4 * 18 // 7)
-    assert seen.flatten(1).sum(dim=1).min() >= least
-    assert (~seen).flatten(1).any(dim=1).all()
-
-
-def test_what_is_hidden_is_even_noise_and_the_rest_stays():
-    config = config_of(paint_probability=1.0)
-    volumes = torch.full((4, 2, 16, 16, 16), 5.0)
-    found = painted(volumes, Draws(0, 0), config)
-    noise = found[found != 5]
-    assert noise.min() >= 0
-    assert noise.max() <= 1
-    assert noise.mean() == pytest.approx(0.5, abs=0.02)
-    assert noise.var() == pytest.approx(1 / 12, abs=0.005)
-    assert torch.equal(painted(volumes, Draws(0, 0), config_of(paint_probability=0.0)), volumes)
 
 
 # ---- the whole --------------------------------------------------------------------------------

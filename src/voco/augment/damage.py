@@ -19,6 +19,10 @@ Order = Literal["own", "shared"]
 
 _SAMPLES = 100_000
 """Points of a curve."""
+_BOX_AGAIN, _MOST_BOXES = 0.95, 5
+"""How often one more box is painted, and up to how many."""
+_BORDER = 3
+"""Voxels between a painted box and the edge of a volume, as far as there is room."""
 
 
 # ---- shuffling --------------------------------------------------------------------------------
@@ -85,6 +89,12 @@ def origins(boxes: Boxes, size: Shape3, seed: int, order: Order = "own") -> Int6
     counted = box == last[place]
     voxels[place[counted]] = place[sources][counted]
     return voxels
+
+
+def block_sides(size: Shape3) -> Int64[Tensor, "2 three"]:
+    """Voxels of the shortest and of the longest sides of the blocks that are shuffled."""
+    longest = torch.tensor(size) // 10
+    return torch.stack([torch.ones_like(longest), longest.clamp(min=1)])
 
 
 # ---- curves -----------------------------------------------------------------------------------
@@ -163,7 +173,55 @@ def covered_by(
     return covered
 
 
+def painted(volumes: Volumes, draws: Draws, *, probability: float, inpaint_share: float) -> Volumes:
+    """Volumes, some of them with even noise from 0 to 1 in boxes or around them.
+
+    Args:
+        volumes: The volumes.
+        draws: Random numbers.
+        probability: Of painting a volume.
+        inpaint_share: Share of the paintings that are in boxes; the others are around them.
+    """
+    noise = draws.uniform_like(volumes)
+    hidden = draw_hidden(
+        draws, len(volumes), size_of(volumes), probability=probability, inpaint_share=inpaint_share
+    )
+    return torch.where(hidden.to(volumes.device)[:, None], noise, volumes)
+
+
+def draw_hidden(
+    draws: Draws, count: int, size: Shape3, *, probability: float, inpaint_share: float
+) -> Bool[Tensor, "b x y z"]:
+    """Which voxels become noise: those in up to five boxes, or all outside of one to five larger.
+
+    Args:
+        draws: Random numbers.
+        count: Volumes of this process.
+        size: Voxels of a volume.
+        probability: Of any of the two.
+        inpaint_share: How often it is the first.
+    """
+    chosen = draws.uniform(count) < probability
+    inner = draws.uniform(count) < inpaint_share
+    again = draws.uniform(count, _MOST_BOXES) < _BOX_AGAIN
+    again[:, 0] |= ~inner  # without a box, all would be hidden
+    sides = torch.tensor(size)
+    shortest = torch.stack([sides - 4 * sides // 7, sides // 6])
+    longest = torch.stack([sides - 3 * sides // 7, sides // 3])
+    large, small = (
+        draw_blocks(draws, count, _MOST_BOXES, size, shortest=least, longest=most, border=_BORDER)
+        for least, most in zip(shortest, longest, strict=True)
+    )
+    boxes = torch.where(inner[:, None, None, None], small, large)
+    covered = covered_by(boxes, again.long().cumprod(dim=1).sum(dim=1), size)
+    return (covered == _per_voxel(inner)) & _per_voxel(chosen)
+
+
 def size_of(volumes: Volumes) -> Shape3:
     """Voxels of a volume."""
     x, y, z = volumes.shape[2:]
     return (x, y, z)
+
+
+def _per_voxel(chosen: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1"]:
+    return chosen.view(-1, 1, 1, 1)

@@ -130,14 +130,23 @@ class UNETR(TokenBackbone, MaskedBackbone):
             net.proj_feat(tokens),
         ]
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels at 8, 4, 2 and 1 voxels."""
+        return tuple(reversed(self.channels[:4]))
+
     def decode(self, pyramid: list[Level]) -> Level:
         """Features at full resolution."""
+        return self.decode_stages(pyramid)[-1]
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        """Features at 8, 4, 2 and 1 voxels."""
         net = self.network
-        features = pyramid[4]
+        stages = [pyramid[4]]
         ups = (net.decoder5, net.decoder4, net.decoder3, net.decoder2)
         for up, skip in zip(ups, reversed(pyramid[:4]), strict=True):
-            features = up(features, skip)
-        return features
+            stages.append(up(stages[-1], skip))
+        return stages[1:]
 
     def head(self, features: Level) -> Level:
         """A 1x1x1 convolution."""

@@ -10,6 +10,8 @@ from voco.methods.jigsaw import JigsawConfig
 from voco.methods.mae3d import MAE3DConfig
 from voco.methods.mocov3 import MoCoV3Config
 from voco.methods.modelsgenesis import ModelsGenesisConfig
+from voco.methods.pcrl import PCRLConfig
+from voco.methods.pcrlv2 import PCRLv2Config
 from voco.methods.positionlabel import PositionLabelConfig
 from voco.methods.rot import ROTConfig
 from voco.methods.rubik import RubikConfig
@@ -40,6 +42,8 @@ _Kinds = (
     | GVSLConfig
     | SwinUNETRPretrainingConfig
     | SwinMMConfig
+    | PCRLConfig
+    | PCRLv2Config
 )
 
 MethodSettings = Annotated[_Kinds, Field(discriminator="name")]

@@ -29,12 +29,11 @@ What differs here:
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
-from voco.augment.blocks import draw_blocks
-from voco.augment.damage import covered_by, curved, shuffled, size_of
+from voco.augment.damage import block_sides, curved, painted, shuffled
 from voco.augment.spatial import flip
 from voco.backbone import Backbone
 from voco.draws import Draws
@@ -42,15 +41,12 @@ from voco.method import Method, MethodConfig, Panel, grey, middle_slices
 from voco.nn.freeze import freeze_unreached
 from voco.nn.restoration import restoration_health, restoration_loss
 from voco.nn.unit import at_least_float32
-from voco.shapes import Shape3, Volumes
+from voco.shapes import Volumes
 from voco.task import Outcome, Step
 
 Sides3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 _FLIP_AGAIN, _MOST_FLIPS = 0.4, 3
-_BOX_AGAIN, _MOST_BOXES = 0.95, 5
-_BORDER = 3
-"""Voxels between a painted box and the border, where there is room."""
 _SHOWN = 4
 _LARGEST_OUTPUT = 1e4
 """Outputs are cut here, so that their squares stay finite."""
@@ -153,7 +149,12 @@ class ModelsGenesis(Method):
             probability=config.curve_probability,
             inverted_probability=config.inverted_probability,
         )
-        values = painted(values, draws.child(4), config)
+        values = painted(
+            values,
+            draws.child(4),
+            probability=config.paint_probability,
+            inpaint_share=config.inpaint_share,
+        )
         low, high = config.intensities
         return Views(low + values * (high - low), clean)
 
@@ -194,7 +195,7 @@ class ModelsGenesis(Method):
         return found.clamp(-_LARGEST_OUTPUT, _LARGEST_OUTPUT)
 
 
-# ---- mirroring and shuffling ------------------------------------------------------------------
+# ---- mirroring --------------------------------------------------------------------------------
 
 
 def draw_flips(
@@ -212,56 +213,3 @@ def draw_flips(
     chosen = draws.integers(count, _MOST_FLIPS, high=3) - int(axes == "reference")
     times = (again[..., None] * (chosen[..., None] == torch.arange(3))).sum(dim=1, keepdim=True)
     return times % 2 == 1
-
-
-def block_sides(size: Shape3) -> Int64[Tensor, "2 three"]:
-    """Voxels of the shortest and of the longest sides of the blocks that are shuffled."""
-    longest = torch.tensor(size) // 10
-    return torch.stack([torch.ones_like(longest), longest.clamp(min=1)])
-
-
-# ---- painting ---------------------------------------------------------------------------------
-
-
-def painted(volumes: Volumes, draws: Draws, config: ModelsGenesisConfig) -> Volumes:
-    """Volumes, most of them with noise in boxes or around them.
-
-    Args:
-        volumes: The volumes.
-        draws: Random numbers.
-        config: How likely.
-    """
-    noise = draws.uniform_like(volumes)
-    hidden = draw_hidden(draws, len(volumes), size_of(volumes), config)
-    return torch.where(hidden.to(volumes.device)[:, None], noise, volumes)
-
-
-def draw_hidden(
-    draws: Draws, count: int, size: Shape3, config: ModelsGenesisConfig
-) -> Bool[Tensor, "b x y z"]:
-    """Which voxels become noise: those in up to five boxes, or all outside of one to five larger.
-
-    Args:
-        draws: Random numbers.
-        count: Volumes of this process.
-        size: Voxels of a volume.
-        config: How likely each of the two is.
-    """
-    chosen = draws.uniform(count) < config.paint_probability
-    inner = draws.uniform(count) < config.inpaint_share
-    again = draws.uniform(count, _MOST_BOXES) < _BOX_AGAIN
-    again[:, 0] |= ~inner  # without a box, all would be hidden
-    sides = torch.tensor(size)
-    shortest = torch.stack([sides - 4 * sides // 7, sides // 6])
-    longest = torch.stack([sides - 3 * sides // 7, sides // 3])
-    large, small = (
-        draw_blocks(draws, count, _MOST_BOXES, size, shortest=least, longest=most, border=_BORDER)
-        for least, most in zip(shortest, longest, strict=True)
-    )
-    boxes = torch.where(inner[:, None, None, None], small, large)
-    covered = covered_by(boxes, again.long().cumprod(dim=1).sum(dim=1), size)
-    return (covered == _per_voxel(inner)) & _per_voxel(chosen)
-
-
-def _per_voxel(chosen: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1"]:
-    return chosen.view(-1, 1, 1, 1)

@@ -173,7 +173,7 @@ def judged(probe: Probe, train: Rows, test: Rows, device: torch.device) -> Judge
 def extracted(
     probe: Probe, backbone: Backbone, device: torch.device, *, what: str = ""
 ) -> tuple[Rows, Rows]:
-    """Features of the cases to learn from and of those to ask about, on the CPU.
+    """Features of the cases to learn from and of those to ask about, float32, on the CPU.
 
     The processes of a distributed run share the cases; each gets all rows. All must call this. The
     backbone is left as it was, to the last bit.

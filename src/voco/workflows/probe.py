@@ -119,6 +119,7 @@ def probe(
         "seconds": round(time.monotonic() - began, 3),
     }
     out.mkdir(parents=True, exist_ok=True)
+    (out / "probe.json").unlink(missing_ok=True)
     write_rows(out / "probe.csv", COLUMNS, _rows(results, found, summary["chance"]))
     # Last: where it is, the table is whole.
     write_atomically(out / "probe.json", json.dumps(summary, indent=2).encode())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from voco.recipes import FinetuneConfig as FinetuneConfig
     from voco.recipes import PretrainConfig as PretrainConfig
+    from voco.recipes import ProbeConfig as ProbeConfig
     from voco.weights import load as load
     from voco.workflows.evaluate import evaluate as evaluate
     from voco.workflows.finetune import finetune as finetune
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from voco.workflows.predict import predict as predict
     from voco.workflows.prepare import prepare as prepare
     from voco.workflows.pretrain import pretrain as pretrain
+    from voco.workflows.probe import probe as probe
     from voco.workflows.report import report as report
     from voco.workflows.verify import verify as verify
 
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "FinetuneConfig": "voco.recipes",
     "PretrainConfig": "voco.recipes",
+    "ProbeConfig": "voco.recipes",
     "evaluate": "voco.workflows.evaluate",
     "finetune": "voco.workflows.finetune",
     "load": "voco.weights",
@@ -36,6 +39,7 @@ _HOMES = {
     "predict": "voco.workflows.predict",
     "prepare": "voco.workflows.prepare",
     "pretrain": "voco.workflows.pretrain",
+    "probe": "voco.workflows.probe",
     "report": "voco.workflows.report",
     "verify": "voco.workflows.verify",
 }

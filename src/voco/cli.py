@@ -298,6 +298,9 @@ def _pretrain(words: Words) -> int:
         data: tuple[Path, ...],
         out: Path,
         weights: Path | None = None,
+        probe_data: Annotated[
+            tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")
+        ] = (),
         resume: bool = False,
         overwrite: bool = False,
         recipe: Annotated[PretrainConfig, tyro.conf.arg(name="")] = config,
@@ -308,6 +311,8 @@ def _pretrain(words: Words) -> int:
             data: One store, or several.
             out: The run folder.
             weights: Start from the backbone of another run instead of from random weights.
+            probe_data: Labelled stores that the features are asked about every probe_every
+                steps; the network never learns from them.
             resume: Go on from the last checkpoint in the run folder.
             overwrite: Replace what is there.
             recipe: Settings.
@@ -315,12 +320,52 @@ def _pretrain(words: Words) -> int:
         from voco.workflows.pretrain import pretrain as run
         from voco.workflows.report import report
 
-        folder = run(recipe, data, out, resume=resume, overwrite=overwrite, weights=weights)
+        folder = run(
+            recipe,
+            data,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            weights=weights,
+            probe_data=probe_data,
+        )
         if _first_process():
             print(f"weights: {folder / 'weights.safetensors'}\nreport:  {report(folder)}")
         return DONE
 
     return _call(pretrain, rest, f"pretrain {path}")
+
+
+def _probe(words: Words) -> int:
+    from voco.recipes import ProbeConfig
+
+    def probe(
+        weights: Positional[Path],
+        *,
+        data: tuple[Path, ...],
+        out: Path,
+        device: str | None = None,
+        overwrite: bool = False,
+        settings: Annotated[ProbeConfig, tyro.conf.arg(name="")] = ProbeConfig(),  # noqa: B008
+    ) -> int:
+        """Ask frozen features which labels they tell apart: a linear probe and nearest neighbours.
+
+        The untrained network with the random weights of the same seed is asked the same.
+
+        Args:
+            weights: A run folder, or its weight file.
+            data: One store with labelled cases, or several.
+            out: Folder to write.
+            device: Such as cuda:1; the GPU if there is one, else the CPU.
+            overwrite: Replace what is there.
+            settings: Settings.
+        """
+        from voco.workflows.probe import probe as run
+
+        print(run(weights, data, out, settings, device=device, overwrite=overwrite))
+        return DONE
+
+    return _call(probe, words, "probe")
 
 
 def _finetune(words: Words) -> int:
@@ -510,7 +555,7 @@ def _report(words: Words) -> int:
         """Make report.html anew from the tables in a folder; needs no data and no GPU.
 
         Args:
-            folder: A run, an evaluation, or a folder of several.
+            folder: A run, an evaluation, a probe, or a folder of several.
         """
         from voco.workflows.report import report as run
 
@@ -559,6 +604,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Words], int]]] = {
     "prepare": ("bring scans on disk into a store", _prepare),
     "verify": ("check a store, and repair it", _verify),
     "pretrain": ("pre-train a network on unlabelled scans", _pretrain),
+    "probe": ("what frozen features tell, beside an untrained network's", _probe),
     "finetune": ("fine-tune it on labelled scans, or train from scratch", _finetune),
     "predict": ("masks or scores, on the original grid of each scan", _predict),
     "evaluate": ("metrics of predictions, with intervals", _evaluate),

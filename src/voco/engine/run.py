@@ -29,11 +29,14 @@ FREE = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "validate_every",
+        "probe",
+        "probe_every",
         "workers",
         "windows.workers",
     }
 )
-"""Settings that may change when a run is resumed: the weights do not depend on them."""
+"""Settings, or whole sections of them, that may change when a run is resumed: the weights do not
+depend on them."""
 
 _PACKAGES = (
     "voco",
@@ -134,8 +137,12 @@ def first_does(fabric: Fabric, action: Callable[[], Answer]) -> Answer:
 
 def digest(config: TrainingConfig) -> str:
     """Short hash of a recipe without the settings that may change (:data:`FREE`)."""
-    fixed = {key: value for key, value in _flat(config.model_dump(mode="json")) if key not in FREE}
+    fixed = {key: value for key, value in _flat(config.model_dump(mode="json")) if not _free(key)}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _free(key: str) -> bool:
+    return key in FREE or key.partition(".")[0] in FREE
 
 
 def _open(
@@ -203,7 +210,7 @@ def _compare(path: Path, config: TrainingConfig, facts: Mapping[str, Any]) -> No
     lines = [
         f"  {key}: the run has {old.get(key)!r}, asked for is {new.get(key)!r}"
         for key in {**old, **new}
-        if key not in FREE and old.get(key) != new.get(key)
+        if not _free(key) and old.get(key) != new.get(key)
     ]
     known = json.loads((path / "environment.json").read_text(encoding="utf-8"))
     plain = json.loads(json.dumps(facts))

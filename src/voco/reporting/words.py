@@ -18,6 +18,9 @@ METRICS = {
 }
 """Metrics as they are written in a sentence."""
 
+PROBES = {"linear": "linear probe", "neighbours": "vote of nearest neighbours"}
+"""Probes as they are written in a sentence."""
+
 LOWER_IS_BETTER = frozenset({"hd95"})
 
 FROM_SCRATCH = ("scratch", "none", "random")
@@ -101,6 +104,24 @@ def accuracy_against_chance(health: Mapping[str, Number], where: str) -> list[st
         sentences.append(
             f"At the end the {stem.replace('_', ' ')} is right in {percent(right)} of {where}; "
             f"chance is {percent(chance)}{judged}."
+        )
+    return sentences
+
+
+def probed(figures: Mapping[str, Number]) -> list[str]:
+    """For every probe, its balanced accuracy against the untrained network's and chance."""
+    chance = figures.get("balanced_accuracy_chance")
+    sentences = []
+    for name, called in PROBES.items():
+        ours = figures.get(f"{name}_balanced_accuracy")
+        theirs = figures.get(f"untrained_{name}_balanced_accuracy")
+        if ours is None or theirs is None or chance is None:
+            continue
+        judged = ": no better than without training" if ours <= theirs else ""
+        sentences.append(
+            f"At the end a {called} on frozen features has a balanced accuracy of {value(ours)}; "
+            f"on those of the untrained network it has {value(theirs)}, chance is "
+            f"{value(chance)}{judged}."
         )
     return sentences
 

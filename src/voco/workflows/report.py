@@ -8,11 +8,12 @@ from voco.reporting.tables import Found, find_tables
 
 
 def report(folder: Path) -> Path:
-    """Make ``report.html`` of a run, of an evaluation, or of a folder that holds several.
+    """Make ``report.html`` of a run, an evaluation, a probe, or a folder that holds several.
 
     Reads tables and pictures only (``log.jsonl``, ``recipe.yaml``, ``environment.json``,
-    ``metrics.csv``, ``summary.json``, ``comparison.json``, ``*.png``): it can be made anew years
-    later, without data and without a GPU. The page is one file that needs no other.
+    ``metrics.csv``, ``summary.json``, ``comparison.json``, ``probe.csv``, ``probe.json``,
+    ``*.png``): it can be made anew years later, without data and without a GPU. The page is one
+    file that needs no other.
 
     Args:
         folder: Where the tables are, or the folders that hold them; the page is written here.
@@ -27,6 +28,7 @@ def report(folder: Path) -> Path:
     # Drawing needs matplotlib, which takes a second to import.
     from voco.reporting.evaluations import evaluation_section  # noqa: PLC0415
     from voco.reporting.page import render  # noqa: PLC0415
+    from voco.reporting.probes import probe_section  # noqa: PLC0415
     from voco.reporting.runs import finetuning_section, pretraining_section  # noqa: PLC0415
 
     folder = Path(folder)
@@ -34,6 +36,7 @@ def report(folder: Path) -> Path:
     sections = [evaluation_section(tables) for tables in found.evaluations]
     if found.finetuning:
         sections.append(finetuning_section(found.finetuning))
+    sections += [probe_section(tables) for tables in found.probes]
     several = len(found.pretraining) > 1
     sections += [pretraining_section(run, named=several) for run in found.pretraining]
     page = render(folder.resolve().name, _made_by(found), sections)
@@ -47,6 +50,7 @@ def _made_by(found: Found) -> str:
         "pre-training": len(found.pretraining),
         "fine-tuning": len(found.finetuning),
         "evaluation": len(found.evaluations),
+        "probe": len(found.probes),
     }
     parts = [f"{thing} × {count}" for thing, count in counts.items() if count]
     return f"{', '.join(parts)}. Made from tables by voco {__version__}."

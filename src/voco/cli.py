@@ -327,14 +327,13 @@ def _compare(words: Words) -> int:
         """
         from voco.comparison.run import compare as run
         from voco.comparison.run import preview
-        from voco.workflows.report import report
 
         config = _comparison(path, changes)
         if dry_run:
             print(preview(config, out))
             return DONE
         done = run(config, out, resume=resume, overwrite=overwrite)
-        print(f"{done}\nreport: {report(out)}")
+        print(done)
         return DONE if done.complete else INCOMPLETE
 
     return _call(compare, rest, f"compare {path}")

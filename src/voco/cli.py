@@ -333,7 +333,7 @@ def _compare(words: Words) -> int:
             print(preview(config, out))
             return DONE
         done = run(config, out, resume=resume, overwrite=overwrite)
-        print(done)
+        print(f"{done}\nreport: {out / 'report.html'}")
         return DONE if done.complete else INCOMPLETE
 
     return _call(compare, rest, f"compare {path}")
@@ -544,7 +544,7 @@ def _report(words: Words) -> int:
         """Make report.html anew from the tables in a folder; needs no data and no GPU.
 
         Args:
-            folder: A run, an evaluation, or a folder of several.
+            folder: A run, an evaluation, a folder of several, or a comparison.
         """
         from voco.workflows.report import report as run
 

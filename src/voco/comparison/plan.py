@@ -10,9 +10,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from voco.backbone import Part
-from voco.comparison.settings import SCRATCH, ComparisonConfig, Labels
+from voco.comparison.settings import ComparisonConfig, Labels
 from voco.engine.run import digest
 from voco.errors import ConfigError
+from voco.evaluation.standing import SCRATCH
 from voco.recipes import FinetuneConfig, PretrainConfig
 from voco.tasks.segmentation import SegmentationConfig
 from voco.workflows.pretrain import build_method
@@ -119,7 +120,8 @@ def plan(config: ComparisonConfig) -> Plan:
         _check_task(config, backbone)
     rows, misfits = _rows(config)
     jobs: dict[str, Job] = {}
-    for pretraining_seed, seed in _replicates(config):
+    for seed in config.seeds:
+        pretraining_seed = seed if config.pretraining_seed == "each" else config.pretraining_seed
         for row in rows:
             for job in _trained_before(config, row, pretraining_seed):
                 jobs.setdefault(job.id, job)
@@ -152,13 +154,6 @@ def row_order(config: ComparisonConfig, place: Place) -> tuple[int, ...]:
         int(place.pretraining_seed or -1),
         int(place.seed or -1),
     )
-
-
-def _replicates(config: ComparisonConfig) -> Iterator[tuple[int, int]]:
-    for seed in config.seeds:
-        own = (seed,) if config.pretraining_seeds == "each" else config.pretraining_seeds
-        for pretraining_seed in own:
-            yield pretraining_seed, seed
 
 
 def _rows(config: ComparisonConfig) -> tuple[list[_Row], list[Misfit]]:

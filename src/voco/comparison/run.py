@@ -20,15 +20,14 @@ from voco.comparison.jobs import task_of
 from voco.comparison.outcomes import Outcome, Outcomes
 from voco.comparison.plan import Job, Place, Plan, plan
 from voco.comparison.settings import ComparisonConfig, UnseenScans
-from voco.comparison.tables import status_of, write_tables
+from voco.comparison.tables import status_of, write_findings, write_tables
 from voco.comparison.testset import collect
 from voco.comparison.worker import Worker
 from voco.config import to_yaml
 from voco.data.store import Store, write_atomically
 from voco.errors import ConfigError, Interrupted, UsageError
-
-RECIPE_FILE = "comparison.yaml"
-"""The recipe as resolved; where it is, there is a comparison."""
+from voco.evaluation.comparisons import RECIPE_FILE
+from voco.workflows.report import report
 
 _TABLES = "tables"
 """Claim of the one process that writes the tables."""
@@ -73,7 +72,7 @@ class _LostClaimError(Exception):
 def compare(
     config: ComparisonConfig, out: Path | str, *, resume: bool = False, overwrite: bool = False
 ) -> Comparison:
-    """Run what a comparison still lacks, and write its tables.
+    """Run what a comparison still lacks; write its tables, and the report.
 
     Any number of processes, on one machine or many, may do this with one folder at the same time:
     each job is done by one of them. A job that fails is noted with its reason and the others go
@@ -104,7 +103,7 @@ def compare(
     write_atomically(out / RECIPE_FILE, to_yaml(config).encode())
     with Worker() as worker, session.listening(worker):
         session.work(worker)
-    session.write_tables()
+    session.conclude()
     return session.result()
 
 
@@ -166,13 +165,23 @@ class _Session:
                     return
                 time.sleep(_POLL_SECONDS)
 
-    def write_tables(self) -> None:
-        """Write the tables; one process at a time, so that the newest is what stays."""
+    def conclude(self) -> None:
+        """Write the tables, what follows from them, and the page."""
+        with self._alone():
+            self._write_tables()
+            write_findings(self._config, self._out)
+            report(self._out)
+
+    def _write_tables(self) -> None:
+        write_tables(self._config, self._plan, self._known(), self._claims.held(), self._out)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Tables are written by one process at a time, so that the newest is what stays."""
         while (claim := self._claims.take(_TABLES)) is None:
             time.sleep(0.2)
         with _given_back(claim):
-            held = {job: host for job, host in self._claims.held().items() if job in self._jobs}
-            write_tables(self._config, self._plan, self._known(), held, self._out)
+            yield
 
     def result(self) -> Comparison:
         """What has become of it."""
@@ -245,7 +254,8 @@ class _Session:
         self._outcomes.write(job.id, outcome)
         reason = f": {outcome.reason}" if outcome.reason else ""
         self._say(job, f"{outcome.status} after {outcome.seconds:.0f} s{reason}")
-        self.write_tables()
+        with self._alone():
+            self._write_tables()
         if self._stop is not None:
             raise self._interrupted()
 

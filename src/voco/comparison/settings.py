@@ -29,12 +29,10 @@ from pydantic import (
 )
 
 from voco.backbones import BackboneSettings
-from voco.config import Config, flat, parse, read_yaml
+from voco.config import Config, parse, read_yaml
 from voco.errors import ConfigError
+from voco.evaluation.standing import SCRATCH
 from voco.recipes import FinetuneConfig, PretrainConfig
-
-SCRATCH = "scratch"
-"""Name of the rows that start from random weights; they are always there."""
 
 _LARGEST_SHARE = 1.0
 
@@ -95,12 +93,10 @@ class ComparisonConfig(Config):
         2,
     )
     """Seeds of fine-tuning; each also chooses which cases are labelled, for all rows alike."""
-    pretraining_seeds: (
-        Literal["each"]
-        | Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_several), Field(min_length=1)]
-    ) = (0,)
-    """Seeds of pre-training, each followed by all seeds of fine-tuning; ``each``: one
-    pre-training for every seed of fine-tuning, with the same seed."""
+    pretraining_seed: NonNegativeInt | Literal["each"] = 0
+    """Seed of the one pre-training that all fine-tunings of a row begin with; ``each``: a
+    pre-training for every fine-tuning, with the same seed, so that the figures hold for other
+    pre-trainings as well."""
     handover: Annotated[tuple[Handover, ...], BeforeValidator(_several), Field(min_length=1)] = (
         "encoder",
         "full",
@@ -123,7 +119,7 @@ class ComparisonConfig(Config):
             raise ValueError(
                 f"against: '{self.against}' is no row; the methods are {', '.join(self.methods)}"
             )
-        for name in ("labels", "seeds", "pretraining_seeds", "handover"):
+        for name in ("labels", "seeds", "handover"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: a value is given twice: {values}")
@@ -161,7 +157,7 @@ def read_comparison(
     values = dict(values)
     common = _mapping(values.pop("pretraining", None) or {}, "pretraining", source)
     for key in {"method", "backbone", "seed"} & common.keys():
-        way_out = {"method": "methods", "backbone": "backbones", "seed": "pretraining_seeds"}[key]
+        way_out = {"method": "methods", "backbone": "backbones", "seed": "pretraining_seed"}[key]
         raise ConfigError(f"{source}: pretraining.{key}: set '{way_out}' instead.")
     backbones = _mapping(values.get("backbones") or {}, "backbones", source)
     methods = _mapping(values.get("methods") or {}, "methods", source)
@@ -174,20 +170,6 @@ def read_comparison(
         tuning = _assembled(values["finetuning"], {}, find, f"{source}: finetuning")
         values["finetuning"] = tuning | placeholder
     return parse(ComparisonConfig, values, source)
-
-
-def differences(config: ComparisonConfig) -> dict[str, dict[str, Any]]:
-    """Settings of training in which the methods' recipes differ: by key, then by method."""
-    told = {
-        name: dict(flat(method.model_dump(mode="json", exclude={"method", "backbone", "seed"})))
-        for name, method in config.methods.items()
-    }
-    keys = dict.fromkeys(key for each in told.values() for key in each)
-    found = {key: {name: each.get(key) for name, each in told.items()} for key in keys}
-    same = {key for key, values in found.items() if len({str(v) for v in values.values()}) == 1}
-    free = {"log_every", "checkpoint_every", "keep_checkpoints", "validate_every"}
-    hidden = same | free | {"windows.workers"} | ({"steps"} if config.seconds else set())
-    return {key: values for key, values in found.items() if key not in hidden}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

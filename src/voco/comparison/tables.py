@@ -2,13 +2,21 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from voco.comparison.outcomes import Outcome
 from voco.comparison.plan import Job, Place, Plan, row_order
 from voco.comparison.settings import ComparisonConfig
-from voco.evaluation.comparisons import COSTS_FILE, VALUES_FILE, WHOLE_SET, Cost, Value
+from voco.evaluation.comparisons import (
+    COSTS_FILE,
+    VALUES_FILE,
+    WHOLE_SET,
+    Cost,
+    Value,
+    read_values,
+)
+from voco.evaluation.standing import Cell, Gain, Rank, Results, Row, cells, gains, ranks
 from voco.evaluation.tables import number_text, read_scores, write_rows
 
 
@@ -41,8 +49,22 @@ def write_tables(
         Cost("pretraining", *misfit.place, status="does not fit", reason=misfit.reason)
         for misfit in planned.misfits
     ]
-    rows = [["" if cell is None else _text(cell) for cell in cost] for cost in costs]
-    write_rows(out / COSTS_FILE, Cost._fields, rows)
+    write_rows(out / COSTS_FILE, Cost._fields, _texts(costs))
+
+
+def write_findings(config: ComparisonConfig, out: Path) -> None:
+    """Write what follows from the tables: ``summary.csv``, ``gains.csv`` and ``ranks.csv``."""
+    results = Results(read_values(out))
+    means = [[*cell.row, *cell[1:]] for cell in cells(results)]
+    write_rows(out / "summary.csv", [*Row._fields, *Cell._fields[1:]], _texts(means))
+    opponents = [None, *([config.against] if config.against else [])]
+    found = [gain for against in opponents for gain in gains(results, against)]
+    differences = [[*gain.row, gain.over.method, gain.over.handover, *gain[2:]] for gain in found]
+    columns = [*Row._fields, "over", "over_handover", *Gain._fields[2:]]
+    write_rows(out / "gains.csv", columns, _texts(differences))
+    places = [rank for metric in results.metrics for rank in ranks(results, metric)]
+    rows = [[*rank.row, *rank[1:]] for rank in places]
+    write_rows(out / "ranks.csv", [*Row._fields, *Rank._fields[1:]], _texts(rows))
 
 
 def status_of(
@@ -98,5 +120,11 @@ def _cost(
     return Cost(job.kind, *job.place, status=status, **told)
 
 
+def _texts(rows: Iterable[Sequence[object]]) -> list[list[object]]:
+    return [[_text(cell) for cell in row] for row in rows]
+
+
 def _text(cell: object) -> object:
+    if cell is None:
+        return ""
     return number_text(cell) if isinstance(cell, float) else cell

@@ -8,6 +8,9 @@ from voco.evaluation.tables import read_rows
 
 VALUES_FILE, COSTS_FILE = "table.csv", "runs.csv"
 
+RECIPE_FILE = "comparison.yaml"
+"""The recipe as resolved; where it is, there is a comparison."""
+
 WHOLE_SET = ""
 """The case of a value that is of all cases together."""
 

@@ -71,6 +71,38 @@ def test_a_value_out_of_range_names_the_flag(capsys):
     assert "--steps: Input should be greater than 0 (got -1)" in capsys.readouterr().err
 
 
+def test_an_unknown_flag_is_named_in_plain_words_and_gets_the_nearest_one(capsys):
+    words = ["pretrain", "smoke", "--data", "s", "--out", "o", "--stps", "4"]
+    assert main(words) == USAGE
+    said = capsys.readouterr().err
+    assert said.startswith("voco: Unrecognized options: --stps")
+    assert "Perhaps you meant: --steps" in said
+    assert "│" not in said
+
+
+def test_what_must_be_given_is_named(capsys):
+    assert main(["pretrain", "smoke"]) == USAGE
+    said = capsys.readouterr().err
+    assert "--data" in said
+    assert "--out" in said
+    assert main(["prepare", "--help"]) == DONE
+    assert "(default: )" not in capsys.readouterr().out
+
+
+def test_help_of_settings_is_plain_text_in_whole_lines(capsys):
+    assert main(["pretrain", "smoke", "--help"]) == DONE
+    printed = capsys.readouterr().out
+    assert "``" not in printed
+    assert "looked at: health figures on them" in " ".join(printed.replace("│", "").split())
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m voco pretrain smoke --help | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: voco pretrain smoke")
+    assert done.stderr == ""
+
+
 def test_a_folder_that_is_no_store_says_how_to_make_one(tmp_path, capsys):
     words = ["pretrain", "smoke", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
     assert main(words) == INCOMPLETE

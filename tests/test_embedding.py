@@ -5,7 +5,8 @@ import torch
 from pydantic import TypeAdapter
 
 from voco.backbones import BackboneSettings, available
-from voco.embedding import Embedder
+from voco.embedding import Embedder, deepest, deepest_part
+from voco.nn.freeze import freeze_unreached
 
 BACKBONES: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "swin_unetr": ({"feature_size": 12, "depths": (1, 1, 1, 1)}, (64, 64, 64)),
@@ -68,3 +69,28 @@ def test_crops_of_several_batches_are_embedded_in_their_order():
     whole = network.pool(crops)
     torch.testing.assert_close(network.pool(crops[:2], crops[2:]), whole)
     torch.testing.assert_close(network(crops), network.projector(whole))
+
+
+@every
+def test_the_last_map_is_that_of_the_tokens_where_there_are_any_and_else_the_last_level(name):
+    module, size = embedder(name, levels="last")
+    backbone, volumes = module.backbone.eval(), torch.rand(1, 2, *size)
+    with torch.no_grad():
+        found, level = deepest(backbone, volumes), backbone.encode(volumes)[-1]
+    assert found.shape == level.shape
+    part = deepest_part(backbone)
+    # On UNETR the tokens are the last level; on Swin UNETR a convolution block follows.
+    assert (part == "tokens") == (name in ("swin_unetr", "unetr"))
+    assert torch.allclose(found, level, atol=1e-5) == (name != "swin_unetr")
+
+
+@every
+def test_the_last_map_depends_on_no_other_part(name):
+    module, size = embedder(name, levels="last")
+    backbone = module.backbone.requires_grad_()
+    probe = torch.zeros(1, 2, *size, device="meta")
+    freeze_unreached(backbone, lambda network: deepest(network, probe))
+    prefixes = backbone.prefixes(deepest_part(backbone))
+    trained = [name for name, p in backbone.network.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(name.startswith(prefixes) for name in trained)

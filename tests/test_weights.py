@@ -533,9 +533,14 @@ def test_a_method_that_trains_tokens_only_hands_on_tokens_only(tmp_path: Path):
     config = UNETRConfig(size=(32, 32, 32), feature_size=2, hidden_size=4, mlp_dim=4, num_heads=2)
     exported(tmp_path, built(config, seed=1), trained=("tokens",))
     assert all(name.startswith("vit.") for name in read_tensors(tmp_path))
-    accounting = transfer(built(config, seed=2), tmp_path, expected_share=0.5)
+    accounting = transfer(built(config, seed=2), tmp_path, expected_share=1.0)
     assert {name.split(".")[0] for name in accounting.new} >= {"encoder1", "encoder4", "decoder5"}
-    assert 0.5 < accounting.share < 1
+    # What it says it trained is all there: of the encoder it would be less.
+    assert (accounting.part, accounting.share) == ("transformer", 1.0)
+    new = ("encoder", "decoder", "out")
+    whole = account(built(config), read_tensors(tmp_path), new=new)
+    assert whole.part == "encoder"
+    assert 0.5 < whole.share < 1
 
 
 def test_the_digest_in_the_handover_is_that_of_the_file(tmp_path: Path):

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from voco.backbone import Backbone, BackboneConfig, TokenBackbone
+from voco.backbone import Backbone, BackboneConfig, MaskedBackbone, TokenBackbone
 from voco.draws import Draws
+from voco.nn.masking import replaced
 from voco.shapes import Level, Volumes
 from voco.task import Step
 
@@ -33,8 +34,8 @@ class TinyNetwork(nn.Module):
         middle = F.gelu(self.down(fine))
         return [fine, middle, F.gelu(self.deep(middle))]
 
-    def decode(self, pyramid: list[torch.Tensor]) -> torch.Tensor:
-        sizes = [F.interpolate(level, size=pyramid[0].shape[2:]) for level in pyramid]
+    def decode(self, pyramid: list[torch.Tensor], at: int = 0) -> torch.Tensor:
+        sizes = [F.interpolate(level, size=pyramid[at].shape[2:]) for level in pyramid]
         return F.gelu(self.up(torch.cat(sizes, dim=1)))
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
@@ -67,6 +68,13 @@ class Tiny(Backbone):
     def decode(self, pyramid: list[Level]) -> Level:
         return self.network.decode(pyramid)
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        return (4, 4)
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        return [self.network.decode(pyramid, at=1), self.decode(pyramid)]
+
     def head(self, features: Level) -> Level:
         return self.network.out(features)
 
@@ -93,15 +101,41 @@ class TinyTokens(Tiny, TokenBackbone):
         self,
         volumes: Volumes,
         keep: torch.Tensor | None = None,
-        mask_token: torch.Tensor | None = None,
+        leading: torch.Tensor | None = None,
     ) -> torch.Tensor:
         tokens = self.network.patch(volumes).flatten(2).mT
-        if keep is not None and mask_token is not None:
-            tokens = torch.where(keep[..., None], tokens, mask_token.to(tokens))
-        elif keep is not None:
+        if keep is not None:
             tokens = tokens.take_along_dim(keep[..., None], dim=1)
+        if leading is not None:
+            tokens = torch.cat([leading.to(tokens).expand(len(tokens), -1, -1), tokens], dim=1)
         mean = tokens.mean(dim=1, keepdim=True).expand_as(tokens)
         return tokens + F.gelu(self.network.mix(torch.cat([tokens, mean], dim=2)))
+
+
+class TinyMaskedConfig(TinyConfig):
+    def build(self, out_channels: int = 1) -> "TinyMasked":
+        return TinyMasked(self, out_channels)
+
+
+class TinyMasked(Tiny, MaskedBackbone):
+    """The same with patches of 2x2x2 voxels, which see their neighbours and are then merged."""
+
+    patch = (2, 2, 2)
+    embedding_width = 5
+    encoder_prefixes: ClassVar = ("stem.", "down.", "deep.", "patch.", "mix.", "merge.")
+    token_prefixes: ClassVar = ("patch.", "mix.", "merge.")
+
+    def __init__(self, config: TinyConfig, out_channels: int) -> None:
+        super().__init__(config, out_channels)
+        self.network.patch = nn.Conv3d(config.in_channels, 5, 2, stride=2)
+        self.network.mix = nn.Conv3d(5, 5, 3, padding=1)
+        self.network.merge = nn.Conv3d(5, 8, 2, stride=2)
+
+    def encode_masked(
+        self, volumes: Volumes, hidden: torch.Tensor, mask_token: torch.Tensor
+    ) -> Level:
+        patches = replaced(self.network.patch(volumes), hidden, mask_token)
+        return self.network.merge(F.gelu(self.network.mix(patches)))
 
 
 def tiny(in_channels: int = 1, seed: int = 0) -> Tiny:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from voco.config import Config
@@ -12,7 +12,8 @@ from voco.shapes import Level, Shape3, Volumes
 
 Part = Literal["encoder", "decoder", "head", "tokens"]
 """Encoder, decoder and head: what the parameters of a network divide into, without rest.
-Tokens: that part of the encoder which :meth:`TokenBackbone.tokens` uses."""
+Tokens: that part of the encoder which :meth:`TokenBackbone.tokens` and
+:meth:`MaskedBackbone.encode_masked` use."""
 
 
 class BackboneConfig(Config, ABC):
@@ -61,7 +62,8 @@ class Backbone(nn.Module, ABC):
         encoder_prefixes: Prefixes of the encoder's parameter names in ``network``, with their dot.
         decoder_prefixes: The same of the decoder.
         head_prefixes: The same of the output layer.
-        token_prefixes: Those of the encoder's that :meth:`TokenBackbone.tokens` uses.
+        token_prefixes: Those of the encoder's that :meth:`TokenBackbone.tokens` and
+            :meth:`MaskedBackbone.encode_masked` use.
         patch_prefixes: Those of the layer that turns patches into tokens, if there is one.
         position_suffixes: How the names of learned position codes in ``network`` end.
     """
@@ -91,6 +93,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def decode(self, pyramid: list[Level]) -> Level:
         """Features at full resolution, from the pyramid that :meth:`encode` gave."""
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each of the features that :meth:`decode_stages` gives."""
+        return (self.decoded_channels,)
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        """Features after each stage of the decoder, coarsest first; the last is :meth:`decode`.
+
+        For methods that look at the decoder on its way up. A backbone that does not show its
+        stages has a single one.
+        """
+        return [self.decode(pyramid)]
 
     @abstractmethod
     def head(self, features: Level) -> Level:
@@ -132,7 +147,7 @@ class Backbone(nn.Module, ABC):
 
 
 class TokenBackbone(Backbone):
-    """A backbone that cuts a volume into tokens (patches), for methods that mask or drop them.
+    """A backbone that cuts a volume into tokens (patches), for methods that leave some out.
 
     Attributes:
         patch: Voxels of a patch along each axis.
@@ -144,14 +159,66 @@ class TokenBackbone(Backbone):
 
     @abstractmethod
     def tokens(
-        self, volumes: Volumes, keep: Tensor | None = None, mask_token: Tensor | None = None
+        self, volumes: Volumes, keep: Tensor | None = None, leading: Tensor | None = None
     ) -> Float[Tensor, "b t e"]:
         """Encoded tokens, in row-major order (x outermost), or in the order of ``keep``.
 
+        The volumes may have another size than the network otherwise takes (see
+        :meth:`check_token_size`); position codes are then stretched over them.
+
         Args:
             volumes: The volumes.
-            keep: With no ``mask_token``: int64 ``(b, kept)``, the tokens that enter the encoder
-                (the others are dropped). With it: bool ``(b, t)``, true where the token is seen;
-                the others are replaced by ``mask_token``.
-            mask_token: ``(e,)``.
+            keep: int64 ``(b, kept)``, the tokens that enter the encoder; the others are dropped.
+                ``None`` keeps all.
+            leading: ``(l, e)``, a method's own tokens, which are nowhere: they enter together with
+                those of every volume, without a position code, and come first in what is given.
+        """
+
+    def check_token_size(self, size: Shape3) -> None:
+        """Refuse a size of which :meth:`tokens` cannot make tokens.
+
+        Raises:
+            ConfigError: Naming the size, the rule, and the nearest size that fits.
+        """
+        if any(side % cube or side < cube for side, cube in zip(size, self.patch, strict=True)):
+            fits = tuple(
+                max(1, round(side / cube)) * cube
+                for side, cube in zip(size, self.patch, strict=True)
+            )
+            raise ConfigError(
+                f"{type(self).__name__} cuts volumes into tokens of {self.patch} voxels, of which "
+                f"their sides must be multiples; got {size}. The nearest size that fits is {fits}."
+            )
+
+
+class MaskedBackbone(Backbone):
+    """A backbone that can hide patches behind a learnt token, for methods that restore them.
+
+    All patches go through the network, so that it may be of any kind that embeds each of them by
+    itself: also one whose later layers merge patches.
+
+    Attributes:
+        patch: Voxels of a patch along each axis.
+        embedding_width: Length of a patch's embedding, and so of the token.
+    """
+
+    patch: Shape3
+    embedding_width: int
+
+    @abstractmethod
+    def encode_masked(
+        self,
+        volumes: Volumes,
+        hidden: Bool[Tensor, "b i j k"],
+        mask_token: Float[Tensor, "e"],
+    ) -> Level:
+        """The last map of what makes the tokens, with some patches hidden.
+
+        It has the channels and the stride of the last level of the pyramid. Uses the parameters
+        of the part ``tokens`` and no others; nothing of a hidden patch reaches it.
+
+        Args:
+            volumes: The volumes.
+            hidden: Which patches are; one entry for each.
+            mask_token: What their embeddings are replaced by.
         """

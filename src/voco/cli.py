@@ -4,8 +4,13 @@ A command is a function: its signature gives the options, its docstring gives ``
 return value is the exit status. Heavy imports happen inside, so ``voco --help`` answers at once.
 """
 
+import contextlib
 import difflib
+import functools
+import inspect
+import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,6 +30,8 @@ DONE, INCOMPLETE, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses: all done; some inputs failed and were reported; wrong usage; Ctrl-C."""
 
 Words = Sequence[str]
+Several = Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(required)")]
+"""One file or folder, or more; the parser itself would let none pass."""
 
 
 def main(arguments: Words | None = None) -> int:
@@ -46,9 +53,16 @@ def main(arguments: Words | None = None) -> int:
     except VocoError as error:
         return _complain(str(error), debug, INCOMPLETE)
     except OSError as error:
-        return _complain(f"{error}.", debug, INCOMPLETE)
+        return _system(error, debug)
     except Exception as error:  # noqa: BLE001 (the edge of the program: nobody gets a traceback)
         return _complain(_unforeseen(error), debug, INCOMPLETE)
+
+
+def _system(error: OSError, debug: bool) -> int:  # noqa: FBT001
+    if isinstance(error, BrokenPipeError):  # who read our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INCOMPLETE
+    return _complain(f"{error}.", debug, INCOMPLETE)
 
 
 def _unforeseen(error: Exception) -> str:
@@ -112,14 +126,55 @@ def _call(command: Callable[..., int], words: Words, name: str) -> int:
     from voco.config import explain
 
     marks = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    command.__doc__ = _joined(command.__doc__ or "")
+    complaint = io.StringIO()
     try:
-        return tyro.cli(
-            command, args=list(words), prog=f"voco {name}", config=marks, use_underscores=True
-        )
+        with contextlib.redirect_stderr(complaint):
+            parsed = tyro.cli(
+                _bound(command),
+                args=list(words),
+                prog=f"voco {name}",
+                config=marks,
+                use_underscores=True,
+            )
     except ValidationError as error:
         raise ConfigError("\n".join(f"--{line}" for line in explain(error))) from None
-    except SystemExit as stop:  # tyro has printed help, or what is wrong with the words
-        return int(stop.code or 0)
+    except SystemExit as stop:  # tyro has printed help, or says what is wrong with the words
+        if stop.code in (None, 0):
+            return DONE
+        raise UsageError(_unframed(complaint.getvalue())) from None
+    return parsed()
+
+
+def _bound(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """A function of the same signature that calls the command later: parsing ends before it."""
+
+    @functools.wraps(command)
+    def bind(*values: Any, **named: Any) -> Callable[[], int]:  # noqa: ANN401
+        return functools.partial(command, *values, **named)
+
+    return bind
+
+
+def _joined(docstring: str) -> str:
+    """A docstring whose arguments take one line each: help wraps lines anew."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    joined: list[str] = []
+    for line in lines:
+        if line.startswith(" " * 8) and joined:
+            joined[-1] += f" {line.strip()}"
+        else:
+            joined.append(line)
+    return "\n".join(joined)
+
+
+def _unframed(complaint: str) -> str:
+    """What is wrong with the words, without the frame around it."""
+    body = complaint.strip().splitlines()[1:]  # the first line is the frame, with a title in it
+    text = " ".join(line.strip("│|╰╯+ ") for line in body)
+    # A rule across the frame parts what is wrong from what may help.
+    parts = [part.strip() for part in re.split(r"[─-]{3,}", text)]
+    return "\n".join(re.sub(r"\[/?bold\]| (?= )", "", part) for part in parts if part)
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -148,7 +203,7 @@ def _phantom(words: Words) -> int:
 
 def _prepare(words: Words) -> int:
     def prepare(
-        sources: Positional[tuple[Path, ...]],
+        sources: Positional[Several],
         *,
         out: Path,
         spacing_mm: tuple[float, ...] | None = None,
@@ -458,7 +513,7 @@ def _shipped() -> dict[str, Path]:
 def _predict(words: Words) -> int:
     def predict(
         run: Positional[Path],
-        scans: Positional[tuple[Path, ...]],
+        scans: Positional[Several],
         *,
         out: Path,
         flips: bool = False,

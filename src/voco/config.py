@@ -22,6 +22,13 @@ class Config(BaseModel):
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:  # noqa: ANN401 (as pydantic has it)
+        """Describe each field in one line of plain text: what ``--help`` and editors show."""
+        for field in cls.model_fields.values():
+            if field.description:
+                field.description = " ".join(field.description.replace("``", "").split())
+
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 

@@ -21,6 +21,9 @@ from voco.workflows.report import report
 
 SEEN, UNSEEN = 16, 8
 """Scans to learn from, and scans that only serve to measure."""
+SPACING_MM = (8.0, 8.0, 8.0)
+"""Of the store. The scans have 5 mm, on which masks are measured; at 8 mm a network of this size
+sees a whole cross-section at once, and steps are short enough for many."""
 
 
 def demo(out: Path, recipes: dict[str, Path], seed: int = 0, *, overwrite: bool = False) -> str:
@@ -41,7 +44,7 @@ def demo(out: Path, recipes: dict[str, Path], seed: int = 0, *, overwrite: bool 
     _make_room(out, overwrite=overwrite)
     scans = phantom(out / "scans", SEEN, seed)
     new_scans = phantom(out / "new-scans", UNSEEN, seed + 1)
-    prepare([scans], out / "store")
+    prepare([scans], out / "store", spacing_mm=SPACING_MM)
 
     name = "demo-pretrain"
     pretraining = parse(PretrainConfig, read_yaml(recipes[name]) | {"seed": seed}, name)

@@ -1,4 +1,4 @@
-"""From crops to embeddings: a backbone, its levels pooled, and a projector."""
+"""From crops to embeddings: a backbone, its levels pooled, and a projector; or its last map."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voco.backbone import Backbone
+from voco.backbone import Backbone, MaskedBackbone, Part
 from voco.nn.freeze import freeze_unreached
 from voco.nn.heads import Ending, projector
 from voco.nn.pooling import pooled
-from voco.shapes import Shape3
+from voco.shapes import Level, Shape3, Volumes
 
 Levels = Literal["backbone", "last"]
 """Which levels of a pyramid are pooled: those the backbone names, or the last."""
@@ -63,6 +63,25 @@ class Embedder(nn.Module):
     def pool(self, *crops: Float[Tensor, "_ c _ _ _"]) -> Float[Tensor, "n e"]:
         """Pooled features of crops, one row each."""
         return pooled(self.backbone.encode, crops, self.levels, at_once=self.at_once)
+
+
+def deepest(backbone: Backbone, volumes: Volumes) -> Level:
+    """The last map of what encodes volumes, with the channels and stride of the last level.
+
+    On backbones that make tokens it is that of the tokens, without convolutions that stand between
+    them and the decoder; those are then not even computed.
+    """
+    if not isinstance(backbone, MaskedBackbone):
+        return backbone.encode(volumes)[-1]
+    sides = (side // edge for side, edge in zip(volumes.shape[2:], backbone.patch, strict=True))
+    nothing = torch.zeros(len(volumes), *sides, dtype=torch.bool, device=volumes.device)
+    token = torch.zeros(backbone.embedding_width, device=volumes.device)
+    return backbone.encode_masked(volumes, nothing, token)
+
+
+def deepest_part(backbone: Backbone) -> Part:
+    """The part of a backbone that :func:`deepest` uses."""
+    return "tokens" if isinstance(backbone, MaskedBackbone) else "encoder"
 
 
 def _input_channels(backbone: Backbone) -> int:

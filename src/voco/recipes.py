@@ -42,7 +42,8 @@ class FinetuneConfig(TrainingConfig):
     split_seed: NonNegativeInt = 0
     """Chooses the validation cases; kept apart from ``seed`` so that all seeds share them."""
     expected_share: float = Field(default=0.9, ge=0, le=1)
-    """Least share of the network's encoder that the weights must fill, else the run stops."""
+    """Least share of the network's encoder that the weights must fill, else the run stops. Of
+    weights that trained a transformer alone (``mae3d``, ``simmim``), of that."""
     transfer: Literal["all", "encoder"] = "all"
     """What is taken over from the weights: ``all`` that they trained but the output layer, or the
     ``encoder`` alone, also where a decoder was trained."""

@@ -41,23 +41,48 @@ def test_keeping_all_tokens_in_another_order_gives_the_same_tokens_in_that_order
     assert torch.allclose(kept, usual.take_along_dim(order[..., None], dim=1), atol=1e-5)
 
 
-def test_replaced_tokens_leave_no_trace_of_what_they_were(backbone: UNETR):
-    keep = torch.ones(2, 24, dtype=torch.bool)
-    keep[:, 1] = False
-    other = VOLUMES.clone()
-    other[:, :, :16, :16, 16:32] += 10
-    mask = torch.zeros(12)
+def test_a_hidden_patch_keeps_its_place(backbone: UNETR):
+    # Were the token put in after the position code, all hidden patches would be alike.
+    hidden = torch.ones(2, 2, 3, 4, dtype=torch.bool)
     with torch.no_grad():
-        assert torch.equal(backbone.tokens(VOLUMES, keep, mask), backbone.tokens(other, keep, mask))
-        assert not torch.equal(
-            backbone.tokens(VOLUMES, keep, mask), backbone.tokens(VOLUMES, keep, mask + 1)
-        )
+        level = backbone.encode_masked(VOLUMES, hidden, torch.zeros(12))
+    assert len(level[0].flatten(1).mT.unique(dim=0)) == 24
 
 
-def test_nothing_replaced_is_the_usual_encoding(backbone: UNETR):
-    keep = torch.ones(2, 24, dtype=torch.bool)
+def test_volumes_of_another_size_get_the_position_code_stretched_over_them(backbone: UNETR):
+    embedding = backbone.network.vit.patch_embedding
     with torch.no_grad():
-        assert torch.equal(backbone.tokens(VOLUMES, keep, torch.ones(12)), backbone.tokens(VOLUMES))
+        code = embedding.position_embeddings
+        cells = rearrange(code, "b (x y z) e -> b e x y z", x=2, y=3, z=4)
+        stretched = torch.nn.functional.interpolate(cells, (4, 3, 2), mode="trilinear")
+        other = UNETRConfig(**(TINY.model_dump() | {"size": (64, 48, 32)})).build().eval()
+        weights = backbone.network.state_dict()
+        name = "vit.patch_embedding.position_embeddings"
+        weights[name] = rearrange(stretched, "b e x y z -> b (x y z) e")
+        other.network.load_state_dict(weights)
+        volumes = torch.randn(1, 1, 64, 48, 32)
+        torch.testing.assert_close(backbone.tokens(volumes), other.tokens(volumes))
+        assert embedding.position_embeddings is code
+
+
+def test_tokens_of_a_method_come_first_and_are_attended_to(backbone: UNETR):
+    own = torch.randn(2, 12)
+    with torch.no_grad():
+        alone, found = backbone.tokens(VOLUMES), backbone.tokens(VOLUMES, leading=own)
+        changed = backbone.tokens(VOLUMES, leading=own.flip(0))
+    assert found.shape == (2, 2 + 24, 12)
+    assert not torch.allclose(found[:, 2:], alone, atol=1e-4)
+    # They are nowhere, so that in the other order they are the same in the other order.
+    assert torch.allclose(changed[:, :2], found[:, :2].flip(1), atol=1e-5)
+    assert torch.allclose(changed[:, 2:], found[:, 2:], atol=1e-5)
+
+
+def test_a_size_that_tokens_do_not_fill_is_refused_with_one_that_fits(backbone: UNETR):
+    with pytest.raises(
+        ConfigError, match=r"\(40, 8, 64\).*nearest size that fits is \(32, 16, 64\)"
+    ):
+        backbone.check_token_size((40, 8, 64))
+    backbone.check_token_size((16, 48, 160))
 
 
 def test_tokens_train_the_declared_parameters_and_no_others(backbone: UNETR):

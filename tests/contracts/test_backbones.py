@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from tiny import TinyMaskedConfig
 
-from voco.backbone import Backbone, BackboneConfig
+from voco.backbone import Backbone, BackboneConfig, MaskedBackbone
 from voco.backbones import BackboneSettings, available
 from voco.errors import ConfigError
 
@@ -111,6 +113,22 @@ def test_the_pyramid_has_the_channels_and_strides_it_declares(name: str):
 
 
 @every
+def test_the_decoder_shows_its_stages_from_coarse_to_what_it_gives(name: str):
+    backbone, volumes = built(name).eval(), volumes_for(name)
+    with torch.no_grad():
+        pyramid = backbone.encode(volumes)
+        stages = backbone.decode_stages(pyramid)
+        assert torch.equal(stages[-1], backbone.decode(pyramid))
+    strides = [volumes.shape[2] // stage.shape[2] for stage in stages]
+    assert strides == sorted(strides, reverse=True)
+    assert len(set(strides)) == len(backbone.channels) - 1
+    assert [tuple(stage.shape[1:]) for stage in stages] == [
+        (channels, *(side // stride for side in volumes.shape[2:]))
+        for channels, stride in zip(backbone.stage_channels, strides, strict=True)
+    ]
+
+
+@every
 def test_encoding_uses_the_encoder_and_all_of_it(name: str):
     backbone = built(name)
     pyramid = backbone.encode(volumes_for(name))
@@ -191,3 +209,102 @@ def test_settings_that_may_change_do_not_change_a_tensor(name: str):
         other: Any = True if isinstance(getattr(config, key), bool) else 0.25
         changed = built(name, **{key: other}).network.state_dict()
         assert {k: v.shape for k, v in changed.items()} == {k: v.shape for k, v in usual.items()}
+
+
+# ---- hiding patches ---------------------------------------------------------------------------
+
+LAST_MAP: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "swin_unetr": lambda backbone, volumes: backbone.network.swinViT(volumes)[4],
+    "unetr": lambda backbone, volumes: backbone.encode(volumes)[-1],
+}
+"""The map of backbones that can hide patches, as the library makes it with nothing hidden."""
+
+hiding = pytest.mark.parametrize("name", [*LAST_MAP, "tiny"])
+
+
+def built_to_hide(name: str, **changes: Any) -> MaskedBackbone:
+    torch.manual_seed(0)
+    backbone = TinyMaskedConfig(in_channels=2).build() if name == "tiny" else built(name, **changes)
+    assert isinstance(backbone, MaskedBackbone)
+    return backbone.eval()
+
+
+def hidden_part(name: str) -> tuple[MaskedBackbone, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A backbone, volumes, which of their patches are hidden, and a token."""
+    backbone = built_to_hide(name)
+    volumes = volumes_for(name) if name in SMALL else torch.randn(1, 2, 8, 8, 12)
+    grid = [side // edge for side, edge in zip(volumes.shape[2:], backbone.patch, strict=True)]
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.rand(1, *grid, generator=generator) < 0.6
+    assert hidden.any()
+    assert not hidden.all()
+    return backbone, volumes, hidden, torch.randn(backbone.embedding_width, generator=generator)
+
+
+def per_voxel(hidden: torch.Tensor, patch: tuple[int, int, int]) -> torch.Tensor:
+    return torch.kron(hidden.int(), torch.ones(1, *patch).int()).bool()
+
+
+def test_every_backbone_that_can_hide_patches_is_tested_here():
+    assert {n for n in available() if isinstance(cached(n), MaskedBackbone)} == set(LAST_MAP)
+
+
+@hiding
+def test_a_map_with_hidden_patches_has_the_form_of_the_last_level(name: str):
+    backbone, volumes, hidden, token = hidden_part(name)
+    with torch.no_grad():
+        level = backbone.encode_masked(volumes, hidden, token)
+    sides = (side // backbone.strides[-1] for side in volumes.shape[2:])
+    assert level.shape == (1, backbone.channels[-1], *sides)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("swin_unetr", {}), ("swin_unetr", {"use_v2": False}), ("unetr", {})]
+)
+def test_nothing_hidden_is_the_librarys_own_map(name: str, changes: dict[str, Any]):
+    backbone, volumes = built_to_hide(name, **changes), volumes_for(name)
+    grid = [side // edge for side, edge in zip(volumes.shape[2:], backbone.patch, strict=True)]
+    none, token = torch.zeros(1, *grid, dtype=torch.bool), torch.ones(backbone.embedding_width)
+    with torch.no_grad():
+        found = backbone.encode_masked(volumes, none, token)
+        assert torch.equal(found, LAST_MAP[name](backbone, volumes))
+
+
+@hiding
+def test_nothing_of_a_hidden_patch_reaches_the_map(name: str):
+    backbone, volumes, hidden, token = hidden_part(name)
+    under = per_voxel(hidden, backbone.patch)[:, None]
+    with torch.no_grad():
+        before = backbone.encode_masked(volumes, hidden, token)
+        other = torch.where(under, torch.randn(volumes.shape), volumes)
+        assert torch.equal(backbone.encode_masked(other, hidden, token), before)
+        other = torch.where(under, volumes, torch.randn(volumes.shape))
+        assert not torch.equal(backbone.encode_masked(other, hidden, token), before)
+        assert not torch.equal(backbone.encode_masked(volumes, hidden, token + 1), before)
+
+
+@hiding
+def test_the_voxels_of_a_hidden_patch_are_where_it_is_said_to_be(name: str):
+    backbone, volumes, hidden, token = hidden_part(name)
+    alone = torch.zeros_like(hidden)
+    alone[0, 1, 0, -1] = True
+    with torch.no_grad():
+        before = backbone.encode_masked(volumes, alone, token)
+        for at, changes in ((1, False), (0, True)):
+            other = volumes.clone()
+            x, y, z = backbone.patch
+            other[:, :, at * x : (at + 1) * x, :y, -z:] += 5
+            assert torch.equal(backbone.encode_masked(other, alone, token), before) != changes
+
+
+@hiding
+def test_hiding_trains_the_token_and_the_parameters_of_the_tokens_and_no_others(name: str):
+    backbone, volumes, hidden, token = hidden_part(name)
+    token.requires_grad_()
+    level = backbone.encode_masked(volumes, hidden, token)
+    (level * torch.randn(level.shape)).mean().backward()
+    assert token.grad is not None
+    assert token.grad.abs().max() > 0
+    for key, parameter in backbone.network.named_parameters():
+        in_use = key.startswith(backbone.prefixes("tokens")) and parameter.requires_grad
+        assert (parameter.grad is not None) == in_use, key

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from voco.nn.info_nce import info_nce, pair_health
+from voco.nn.info_nce import info_nce, pair_health, two_views_contrast
 from voco.nn.unit import unit
 
 
@@ -74,3 +74,28 @@ def test_directions_have_unit_length_and_zero_has_none():
     lengths = unit(rows).norm(dim=1)
     torch.testing.assert_close(lengths[[0, 2, 3]], torch.tensor([1.0, 1.0, 0.0]))
     assert lengths[1] < 1e-6
+
+
+def test_the_contrast_of_a_single_volume_costs_nothing():
+    term = two_views_contrast(torch.randn(1, 2, 4), 0.5, everywhere=False)
+    assert term.loss == 0
+    assert term.chance == 0
+    assert term.health["pair_chance"] == 1
+
+
+@pytest.mark.parametrize("volumes", [2, 4])
+def test_views_that_are_all_alike_cost_the_logarithm_of_the_other_views(volumes):
+    term = two_views_contrast(torch.ones(volumes, 2, 4), 0.5, everywhere=False)
+    assert term.loss.item() == pytest.approx(math.log(2 * volumes - 1))
+    assert term.chance.item() == pytest.approx(math.log(2 * volumes - 1))
+
+
+def test_the_contrast_of_views_is_the_mean_over_views_of_finding_the_other_among_all():
+    rows = torch.randn(3, 2, 5)
+    cosines = torch.nn.functional.normalize(rows.flatten(0, 1), dim=1)
+    scores = (cosines @ cosines.T / 0.3).exp()
+    expected = sum(
+        -math.log(scores[at, at ^ 1] / (scores[at].sum() - scores[at, at])) / 6 for at in range(6)
+    )
+    term = two_views_contrast(rows, 0.3, everywhere=False)
+    assert term.loss.item() == pytest.approx(expected, rel=1e-4)

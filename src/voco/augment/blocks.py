@@ -1,10 +1,10 @@
 """Boxes of many sizes within a volume, for what is mixed in, shuffled or hidden."""
 
 from jaxtyping import Int64
-from torch import Tensor, stack, tensor
+from torch import Tensor, arange, stack, tensor
 
 from voco.draws import Draws
-from voco.shapes import Shape3
+from voco.shapes import Boxes, Shape3
 
 
 def draw_blocks(
@@ -40,3 +40,23 @@ def between(places: Tensor, low: Tensor, high: Tensor) -> Int64[Tensor, "..."]:
     """Whole numbers from ``low`` to ``high``, both included, from numbers in [0, 1)."""
     room = high - low + 1
     return low + (places.double() * room).long().minimum(room - 1)
+
+
+def numbered_voxels(boxes: Boxes, size: Shape3) -> tuple[Int64[Tensor, "v"], Int64[Tensor, "v"]]:
+    """All voxels of boxes, box by box, so that boxes need no loop.
+
+    Args:
+        boxes: Inside the volume.
+        size: Voxels of the volume; they are numbered with z innermost.
+
+    Returns:
+        The number of each voxel's box, rising, and the voxel's own number.
+    """
+    edges = boxes[:, 1] - boxes[:, 0]
+    counts = edges.prod(dim=1)
+    box = arange(len(boxes), device=boxes.device).repeat_interleave(counts)
+    within = arange(len(box), device=boxes.device) - (counts.cumsum(0) - counts)[box]
+    _, rows, columns = edges[box].unbind(dim=1)
+    x, y, z = boxes[box, 0].unbind(dim=1)
+    x, y, z = x + within // (rows * columns), y + within // columns % rows, z + within % columns
+    return box, (x * size[1] + y) * size[2] + z

@@ -1,8 +1,11 @@
-"""Flips, quarter turns and resampling of crops: drawn on the CPU, applied where the crops are.
+"""Flips, turns and resampling of crops: drawn on the CPU, applied where the crops are.
 
 Drawing and applying are apart: what was drawn can be kept, shown and repeated, and the numbers do
 not depend on the device.
 """
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +13,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from voco.draws import Draws
-from voco.shapes import Shape3, Volumes
+from voco.shapes import Crops, Shape3, Volumes
+
+Plane = Literal["xy", "xz", "yz"]
+"""A plane of a volume: axial, coronal or sagittal."""
 
 
 def draw_flips(
@@ -29,9 +35,10 @@ def draw_flips(
 
 def flip(crops: Volumes, flips: Bool[Tensor, "b three"]) -> Volumes:
     """Mirror every crop along the axes chosen for it."""
-    for axis, chosen in enumerate(flips.to(crops.device).unbind(dim=1), start=2):
-        crops = torch.where(_per_crop(chosen), crops.flip(axis), crops)
-    return crops
+    made = crops.clone()
+    for axis, chosen in enumerate(flips.unbind(dim=1), start=2):
+        _change(made, chosen, lambda some, axis=axis: some.flip(axis))
+    return made
 
 
 def draw_turns(
@@ -52,22 +59,28 @@ def draw_turns(
     return turned * (quarters if square else torch.full_like(quarters, 2))
 
 
-def turn(crops: Volumes, turns: Int64[Tensor, "b"]) -> Volumes:
-    """Turn every crop in its x-y plane by its number of quarter turns, from x towards y.
+def turn(crops: Volumes, turns: Int64[Tensor, "b"], plane: Plane = "xy") -> Volumes:
+    """Turn every crop in a plane by its number of quarter turns.
+
+    Args:
+        crops: The crops.
+        turns: Quarter turns of each, from 0 to 3.
+        plane: From its first axis towards its second.
 
     Raises:
-        ValueError: If a crop that is not square in x and y is to make an odd number of turns.
+        ValueError: If a crop that is not square in the plane is to make an odd number of turns.
     """
-    if crops.shape[2] != crops.shape[3]:
-        if bool((turns % 2).any()):
-            raise ValueError(f"crops of {tuple(crops.shape[2:])} voxels take half turns only.")
-        return torch.where(_per_crop(turns.to(crops.device) == 2), crops.flip(2, 3), crops)
-    placed = turns.to(crops.device)
-    turned = crops
+    first, second = (2 + "xyz".index(axis) for axis in plane)
+    if crops.shape[first] != crops.shape[second] and bool((turns % 2).any()):
+        raise ValueError(f"crops of {tuple(crops.shape[2:])} voxels take half turns only.")
+    made = crops.clone()
     for quarters in (1, 2, 3):
-        now = torch.rot90(crops, quarters, dims=(2, 3))
-        turned = torch.where(_per_crop(placed == quarters), now, turned)
-    return turned
+        _change(
+            made,
+            turns == quarters,
+            lambda some, quarters=quarters: torch.rot90(some, quarters, dims=(first, second)),
+        )
+    return made
 
 
 def resize(crops: Float[Tensor, "b c _ _ _"], size: Shape3) -> Float[Tensor, "b c _ _ _"]:
@@ -77,5 +90,76 @@ def resize(crops: Float[Tensor, "b c _ _ _"], size: Shape3) -> Float[Tensor, "b 
     return F.interpolate(crops, size=size, mode="trilinear", align_corners=False)
 
 
-def _per_crop(chosen: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1 1"]:
-    return chosen.view(-1, 1, 1, 1, 1)
+def cut_to(volumes: Volumes, boxes: Int64[Tensor, "b n 2 3"], size: Shape3) -> Crops:
+    """Cut boxes of any sizes out of each volume and resample all of them to one size.
+
+    Args:
+        volumes: The volumes.
+        boxes: Inside them; for each volume the same number.
+        size: Voxels of a crop.
+    """
+    crops = [
+        resize(volume[None, :, x:x_stop, y:y_stop, z:z_stop], size)
+        for volume, row in zip(volumes, boxes.tolist(), strict=True)
+        for (x, y, z), (x_stop, y_stop, z_stop) in row
+    ]
+    return torch.cat(crops).unflatten(0, (boxes.shape[0], boxes.shape[1]))
+
+
+def draw_affines(
+    draws: Draws, count: int, crops: int, *, scale: float, degrees: float
+) -> Float[Tensor, "b n 3 3"]:
+    """From where a crop that is turned and stretched takes what it shows, for :func:`affine`.
+
+    Args:
+        draws: The random numbers of the step.
+        count: Volumes of this process.
+        crops: Crops of each volume.
+        scale: By how much each axis is stretched or shrunk at most, as a share.
+        degrees: By how much it is turned about each axis at most.
+    """
+    factors = 1 + (draws.uniform(count, crops, 3).double() * 2 - 1) * scale
+    angles = torch.deg2rad((draws.uniform(count, crops, 3).double() * 2 - 1) * degrees)
+    about_x, about_y, about_z = (_turning(angles[..., axis], axis) for axis in range(3))
+    return (about_z @ about_y @ about_x * factors[..., None, :]).float()
+
+
+def affine(crops: Volumes, matrices: Float[Tensor, "b 3 3"]) -> Volumes:
+    """Crops resampled, trilinearly, about their centres; beyond an edge lies their least intensity.
+
+    Args:
+        crops: The crops.
+        matrices: From where a voxel lies, in voxels from the centre, to where its value lies.
+    """
+    sides = crops.shape[2:]
+    matrices = matrices.to(crops)
+    lines = [torch.arange(side, device=crops.device) - (side - 1) / 2 for side in sides]
+    x, y, z = torch.meshgrid(*(line.to(crops) for line in lines), indexing="ij")
+    # Sums written out: a batched product may round otherwise in another batch.
+    places = [
+        (row[:, 0] * x + row[:, 1] * y + row[:, 2] * z) * 2 / side
+        for row, side in zip(matrices[..., None, None, None].unbind(dim=1), sides, strict=True)
+    ]
+    least = crops.amin(dim=(2, 3, 4), keepdim=True)
+    grid = torch.stack(places[::-1], dim=-1)  # torch names the last axis first
+    return F.grid_sample(crops - least, grid, align_corners=False) + least
+
+
+def _turning(angles: Float[Tensor, "*n"], axis: int) -> Float[Tensor, "*n 3 3"]:
+    """Rotations about an axis, counter-clockwise if it points at the viewer."""
+    one, other = (axis + 1) % 3, (axis + 2) % 3
+    matrices = torch.eye(3, dtype=angles.dtype).repeat(*angles.shape, 1, 1)
+    matrices[..., one, one] = matrices[..., other, other] = angles.cos()
+    matrices[..., other, one] = angles.sin()
+    matrices[..., one, other] = -angles.sin()
+    return matrices
+
+
+def _change(
+    crops: Volumes, chosen: Bool[Tensor, "b"], change: Callable[[Volumes], Volumes]
+) -> None:
+    """Change the chosen ones of some crops in place; the others, mostly more, stay untouched."""
+    # Drawn on the CPU: a GPU need not be waited for to know which they are.
+    rows = chosen.cpu().nonzero().flatten().to(crops.device, non_blocking=True)
+    if len(rows):
+        crops.index_copy_(0, rows, change(crops.index_select(0, rows)))

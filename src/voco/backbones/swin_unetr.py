@@ -6,9 +6,12 @@ four Swin stages, as VoCo's published weights have it.
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
 
-from voco.backbone import Backbone, BackboneConfig
+from voco.backbone import BackboneConfig, MaskedBackbone
+from voco.nn.masking import replaced
 from voco.shapes import Level, Volumes
 
 if TYPE_CHECKING:
@@ -56,12 +59,13 @@ class SwinUNETRConfig(BackboneConfig):
         return SwinUNETR(self, out_channels)
 
 
-class SwinUNETR(Backbone):
+class SwinUNETR(MaskedBackbone):
     """MONAI's ``SwinUNETR``: levels at 1, 2, 4, 8, 16 and 32 voxels.
 
     The encoder is the Swin transformer together with the convolution blocks ``encoder1`` to
-    ``encoder10`` that feed the decoder. Embeddings pool five levels and leave out the one at 16
-    voxels, as the VoCo papers' code does: 1152 numbers at ``feature_size`` 48.
+    ``encoder10`` that feed the decoder; :meth:`encode_masked` uses the Swin transformer alone.
+    Embeddings pool five levels and leave out the one at 16 voxels, as the VoCo papers' code does:
+    1152 numbers at ``feature_size`` 48.
     """
 
     network: "swin_unetr.SwinUNETR"
@@ -69,6 +73,7 @@ class SwinUNETR(Backbone):
     embedding_levels = (0, 1, 2, 3, 5)
     divisor = 32
     smallest = 64  # below, the coarsest level is one voxel, which has no variance to normalise
+    patch = (2, 2, 2)
     encoder_prefixes: ClassVar = (
         "swinViT.",
         "encoder1.",
@@ -79,6 +84,7 @@ class SwinUNETR(Backbone):
     )
     decoder_prefixes: ClassVar = ("decoder5.", "decoder4.", "decoder3.", "decoder2.", "decoder1.")
     head_prefixes: ClassVar = ("out.",)
+    token_prefixes: ClassVar = ("swinViT.",)
     patch_prefixes: ClassVar = ("swinViT.patch_embed.",)
     position_suffixes: ClassVar = ("relative_position_bias_table",)
 
@@ -90,7 +96,7 @@ class SwinUNETR(Backbone):
         self.out_channels = out_channels
         size = config.feature_size
         self.channels = (size, size, 2 * size, 4 * size, 8 * size, 16 * size)
-        self.decoded_channels = size
+        self.decoded_channels = self.embedding_width = size
         self.library_arguments = {
             **config.model_dump(exclude={"name"}),
             "out_channels": out_channels,
@@ -112,15 +118,39 @@ class SwinUNETR(Backbone):
             net.encoder10(hidden[4]),
         ]
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels at 16, 8, 4, 2 and 1 voxels."""
+        return tuple(reversed(self.channels[:5]))
+
     def decode(self, pyramid: list[Level]) -> Level:
         """Features at full resolution."""
+        return self.decode_stages(pyramid)[-1]
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        """Features at 16, 8, 4, 2 and 1 voxels."""
         net = self.network
         ups = (net.decoder5, net.decoder4, net.decoder3, net.decoder2, net.decoder1)
-        features = pyramid[5]
+        stages = [pyramid[5]]
         for up, skip in zip(ups, reversed(pyramid[:5]), strict=True):
-            features = up(features, skip)
-        return features
+            stages.append(up(stages[-1], skip))
+        return stages[1:]
 
     def head(self, features: Level) -> Level:
         """A 1x1x1 convolution."""
         return self.network.out(features)
+
+    def encode_masked(
+        self,
+        volumes: Volumes,
+        hidden: Bool[Tensor, "b i j k"],
+        mask_token: Float[Tensor, "e"],
+    ) -> Level:
+        """The Swin transformer's last map, at 32 voxels, as the block ``encoder10`` gets it."""
+        vit = self.network.swinViT
+        features = vit.pos_drop(replaced(vit.patch_embed(volumes), hidden, mask_token))
+        for stage in ("layers1", "layers2", "layers3", "layers4"):
+            if vit.use_v2:
+                features = getattr(vit, f"{stage}c")[0](features.contiguous())
+            features = getattr(vit, stage)[0](features.contiguous())
+        return vit.proj_out(features, self.network.normalize)

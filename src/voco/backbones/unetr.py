@@ -4,15 +4,21 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
-from voco.backbone import BackboneConfig, TokenBackbone
+from voco.backbone import BackboneConfig, MaskedBackbone, TokenBackbone
+from voco.nn.cubes import cube_grid
+from voco.nn.masking import replaced
+from voco.nn.positions import resampled_code
 from voco.shapes import Level, Shape3, Volumes
 
 if TYPE_CHECKING:
     from monai.networks.nets import unetr
+
+Tokens = Float[Tensor, "b t e"]
+"""One row for each patch."""
 
 _PATCH = 16
 _SKIPS = (3, 6, 9)
@@ -64,12 +70,13 @@ class UNETRConfig(BackboneConfig):
         return UNETR(self, out_channels)
 
 
-class UNETR(TokenBackbone):
+class UNETR(TokenBackbone, MaskedBackbone):
     """MONAI's ``UNETR``: levels at 1, 2, 4, 8 and 16 voxels, for volumes of one size only.
 
     The encoder is the ViT together with the convolution blocks ``encoder1`` to ``encoder4`` that
-    feed the decoder; :meth:`tokens` uses the ViT alone. Which levels an embedding pools is not
-    settled by a reference; here it is all five.
+    feed the decoder; :meth:`tokens` and :meth:`encode_masked` use the ViT alone, the former on
+    volumes of any size that 16 divides. Which levels an embedding pools is not settled by a
+    reference; here it is all five.
     """
 
     network: "unetr.UNETR"
@@ -77,7 +84,7 @@ class UNETR(TokenBackbone):
     embedding_levels = (0, 1, 2, 3, 4)
     divisor = _PATCH
     smallest = 2 * _PATCH
-    patch = (_PATCH, _PATCH, _PATCH)
+    patch: Shape3 = (_PATCH, _PATCH, _PATCH)
     encoder_prefixes: ClassVar = ("vit.", "encoder1.", "encoder2.", "encoder3.", "encoder4.")
     decoder_prefixes: ClassVar = ("decoder5.", "decoder4.", "decoder3.", "decoder2.")
     head_prefixes: ClassVar = ("out.",)
@@ -92,7 +99,8 @@ class UNETR(TokenBackbone):
         self.config = config
         self.out_channels = out_channels
         self.fixed_size = config.size
-        self.width = config.hidden_size
+        self.width = self.embedding_width = config.hidden_size
+        self._grid = cube_grid(config.size, self.patch)
         size = config.feature_size
         self.channels = (size, 2 * size, 4 * size, 8 * size, config.hidden_size)
         self.decoded_channels = size
@@ -122,34 +130,65 @@ class UNETR(TokenBackbone):
             net.proj_feat(tokens),
         ]
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels at 8, 4, 2 and 1 voxels."""
+        return tuple(reversed(self.channels[:4]))
+
     def decode(self, pyramid: list[Level]) -> Level:
         """Features at full resolution."""
+        return self.decode_stages(pyramid)[-1]
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        """Features at 8, 4, 2 and 1 voxels."""
         net = self.network
-        features = pyramid[4]
+        stages = [pyramid[4]]
         ups = (net.decoder5, net.decoder4, net.decoder3, net.decoder2)
         for up, skip in zip(ups, reversed(pyramid[:4]), strict=True):
-            features = up(features, skip)
-        return features
+            stages.append(up(stages[-1], skip))
+        return stages[1:]
 
     def head(self, features: Level) -> Level:
         """A 1x1x1 convolution."""
         return self.network.out(features)
 
     def tokens(
-        self, volumes: Volumes, keep: Tensor | None = None, mask_token: Tensor | None = None
-    ) -> Float[Tensor, "b t e"]:
+        self, volumes: Volumes, keep: Tensor | None = None, leading: Tensor | None = None
+    ) -> Tokens:
         """Encoded tokens of 16x16x16 voxels, normalised.
 
-        Tokens are replaced before, and dropped after, the position code is added.
+        Tokens are dropped after the position code is added. Volumes of another size than the
+        network's get its code stretched over their grid.
         """
-        vit = self.network.vit
-        embedding = vit.patch_embedding
-        tokens = rearrange(embedding.patch_embeddings(volumes), "b e x y z -> b (x y z) e")
-        if keep is not None and mask_token is not None:
-            tokens = torch.where(keep[..., None], tokens, mask_token.to(tokens))
-        tokens = embedding.dropout(tokens + embedding.position_embeddings)
-        if keep is not None and mask_token is None:
+        tokens = self._placed(self.network.vit.patch_embedding.patch_embeddings(volumes))
+        if keep is not None:
             tokens = tokens.take_along_dim(keep[..., None], dim=1)
+        if leading is not None:
+            first = leading.to(tokens).expand(len(tokens), -1, -1)
+            tokens = torch.cat([first, tokens], dim=1)
+        return self._encoded(tokens)
+
+    def encode_masked(
+        self,
+        volumes: Volumes,
+        hidden: Bool[Tensor, "b i j k"],
+        mask_token: Float[Tensor, "e"],
+    ) -> Level:
+        """The level at 16 voxels, patches hidden before the position code is added."""
+        patches = self.network.vit.patch_embedding.patch_embeddings(volumes)
+        tokens = self._encoded(self._placed(replaced(patches, hidden, mask_token)))
+        return self.network.proj_feat(tokens)
+
+    def _placed(self, patches: Level) -> Tokens:
+        """Embedded patches as tokens in row-major order, with their position code."""
+        embedding = self.network.vit.patch_embedding
+        x, y, z = patches.shape[2:]
+        position = resampled_code(embedding.position_embeddings[0], self._grid, (x, y, z))
+        tokens = rearrange(patches, "b e x y z -> b (x y z) e")
+        return embedding.dropout(tokens + position)
+
+    def _encoded(self, tokens: Tokens) -> Tokens:
+        vit = self.network.vit
         for block in vit.blocks:
             tokens = block(tokens)
         return vit.norm(tokens)

@@ -82,7 +82,7 @@ OWN: dict[Variant, Choices] = {
 
 
 class VoCoConfig(MethodConfig):
-    """Settings of VoCo. Where ``None`` is allowed it means the variant's own."""
+    """Settings of VoCo. What is left out (None) is as the variant has it."""
 
     name: Literal["voco"] = "voco"
     """Selects this method."""

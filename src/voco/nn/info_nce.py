@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from voco.nn.health import masked_mean, position_accuracy
+from voco.nn.gather import first_row, gathered_rows
+from voco.nn.health import effective_rank, masked_mean, position_accuracy
+from voco.nn.terms import Term
 from voco.nn.unit import unit
 
 
@@ -63,3 +65,31 @@ def pair_health(
         "similarity_pairs": masked_mean(cosines, right),
         "similarity_others": masked_mean(cosines, candidates & ~right),
     }
+
+
+def two_views_contrast(
+    rows: Float[Tensor, "b two e"], temperature: float, *, everywhere: bool
+) -> Term:
+    """Each view of a volume finds its other view among all other views of the batch.
+
+    SimCLR's loss (Chen et al., ICML 2020, equation 1), the mean over views; 0 for a single volume,
+    which has nothing to be told from. A blind network pays the logarithm of the candidates. The
+    figures are those of :func:`pair_health`, and ``effective_rank``.
+
+    Args:
+        rows: Embeddings of two views of each of this process's volumes.
+        temperature: What cosines are divided by.
+        everywhere: Whether the batch is that of all processes.
+    """
+    own = rows.flatten(0, 1)
+    everyone = gathered_rows(own, everywhere=everywhere)
+    first = first_row(len(own), everywhere=everywhere)
+    places = torch.arange(first, first + len(own), device=own.device)
+    positives = places ^ 1
+    itself = torch.arange(len(everyone), device=own.device) == places[:, None]
+    health = pair_health(own, everyone, positives, itself)
+    return Term(
+        info_nce(own, everyone, positives, temperature, itself),
+        -health["pair_chance"].log(),
+        health | {"effective_rank": effective_rank(own)},
+    )

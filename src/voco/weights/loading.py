@@ -17,6 +17,12 @@ from voco.weights.reading import few, read_tensors, unwrapped
 _log = logging.getLogger(__name__)
 
 _PARTS: tuple[Part, ...] = ("encoder", "decoder", "head")
+_CALLED: dict[Part, str] = {
+    "encoder": "encoder",
+    "decoder": "decoder",
+    "head": "output layer",
+    "tokens": "transformer",
+}
 
 Reason = Literal["missing", "unknown", "of another shape", "of another type", "not finite"]
 """Missing in the file, unknown to the network, or in both but unfit."""
@@ -100,7 +106,11 @@ def task_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def account(
-    target: nn.Module, tensors: Mapping[str, Tensor], *, new: tuple[str, ...] = ()
+    target: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    new: tuple[str, ...] = (),
+    counted: Part = "encoder",
 ) -> Accounting:
     """What :func:`load_weights` would do with every tensor; changes nothing."""
     network = _network(target)
@@ -116,8 +126,8 @@ def account(
     refused += [Refusal(n, "unknown") for n in tensors if n not in state and n not in unused]
     unfit = [refusal for name in shared if (refusal := _unfit(name, tensors[name], state[name]))]
     loaded = {*shared} - {refusal.name for refusal in unfit}
-    encoder = target.encoder_prefixes if isinstance(target, Backbone) else ("",)
-    part = {name for name in state if name.startswith(encoder)}
+    prefixes = target.prefixes(counted) if isinstance(target, Backbone) else ("",)
+    part = {name for name in state if name.startswith(prefixes)}
     sizes = {name: p.numel() for name, p in network.named_parameters() if name in part}
     return Accounting(
         loaded=tuple(name for name in shared if name in loaded),
@@ -125,7 +135,7 @@ def account(
         unused=tuple(name for name in tensors if name in unused),
         refused=(*refused, *unfit),
         stripped=stripped,
-        part="encoder" if isinstance(target, Backbone) else "network",
+        part=_CALLED[counted] if isinstance(target, Backbone) else "network",
         tensors=(len(loaded & part), len(part)),
         parameters=(sum(n for name, n in sizes.items() if name in loaded), sum(sizes.values())),
     )
@@ -136,6 +146,7 @@ def load_weights(
     tensors: Mapping[str, Tensor],
     *,
     new: tuple[str, ...] = (),
+    counted: Part = "encoder",
     expected_share: float = 0.0,
 ) -> Accounting:
     """Copy tensors into a network: all of them, or none and an error that lists what is wrong.
@@ -145,14 +156,14 @@ def load_weights(
         tensors: By name, as :func:`read_tensors` gives them. Names that begin with ``task.`` are
             left alone.
         new: Prefixes of the network's tensors that keep their values, whatever the file holds.
-        expected_share: Least share, from 0 to 1, of the backbone's encoder (of any other network:
-            of all of it), by parameters, that must be loaded.
+        counted: The part of a backbone that must be loaded; of any other network it is all of it.
+        expected_share: Least share of that part, from 0 to 1, by parameters.
 
     Raises:
         WeightsError: If a tensor is missing, unknown, of another shape or type, or not finite, or
             if too little would be loaded. The network is then as it was.
     """
-    accounting = account(target, tensors, new=new)
+    accounting = account(target, tensors, new=new, counted=counted)
     if accounting.refused:
         raise WeightsError(
             f"The weights do not fit the network:\n{accounting.complaint()}\n"
@@ -188,7 +199,8 @@ def transfer(
         backbone: The network to fill.
         path: A run folder or a weight file.
         fresh: Parts that stay as they are even if the weights have them.
-        expected_share: Least share of the encoder's parameters that must come from the weights.
+        expected_share: Least share of the encoder's parameters that must come from the weights; if
+            they say that they trained what makes the tokens alone, of those.
 
     Raises:
         WeightsError: If the weights are of another backbone, or do not fit (:func:`load_weights`).
@@ -201,7 +213,14 @@ def transfer(
     else:
         trained = _parts_in(tensors, backbone)
     new = (*untrained(backbone, trained), *(p for part in fresh for p in backbone.prefixes(part)))
-    return load_weights(backbone, tensors, new=new, expected_share=expected_share)
+    alone = "tokens" in trained and "encoder" not in trained
+    return load_weights(
+        backbone,
+        tensors,
+        new=new,
+        counted="tokens" if alone else "encoder",
+        expected_share=expected_share,
+    )
 
 
 def untrained(backbone: Backbone, trained: tuple[Part, ...]) -> tuple[str, ...]:

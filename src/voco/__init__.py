@@ -12,6 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from voco.comparison.run import compare as compare
+    from voco.comparison.settings import ComparisonConfig as ComparisonConfig
     from voco.recipes import FinetuneConfig as FinetuneConfig
     from voco.recipes import PretrainConfig as PretrainConfig
     from voco.recipes import ProbeConfig as ProbeConfig
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ComparisonConfig": "voco.comparison.settings",
     "FinetuneConfig": "voco.recipes",
     "PretrainConfig": "voco.recipes",
     "ProbeConfig": "voco.recipes",
+    "compare": "voco.comparison.run",
     "evaluate": "voco.workflows.evaluate",
     "finetune": "voco.workflows.finetune",
     "load": "voco.weights",

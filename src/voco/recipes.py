@@ -94,6 +94,9 @@ class FinetuneConfig(TrainingConfig):
     expected_share: float = Field(default=0.9, ge=0, le=1)
     """Least share of the network's encoder that the weights must fill, else the run stops. Of
     weights that trained a transformer alone (``mae3d``, ``simmim``), of that."""
+    transfer: Literal["all", "encoder"] = "all"
+    """What is taken over from the weights: ``all`` that they trained but the output layer, or the
+    ``encoder`` alone, also where a decoder was trained."""
     encoder_lr_share: float = Field(default=1.0, ge=0)
     """Learning rate of the encoder relative to the rest; 0 freezes it."""
     workers: NonNegativeInt = 2

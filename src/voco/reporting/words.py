@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from voco.evaluation.standing import LOWER_IS_BETTER
+
 Number = float | int
 """JSON tells them apart, a reader does not."""
 
@@ -12,6 +14,7 @@ METRICS = {
     "nsd": "NSD",
     "hd95": "HD95",
     "accuracy": "accuracy",
+    "correct": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
     "f1": "F1",
@@ -20,8 +23,6 @@ METRICS = {
 
 PROBES = {"linear": "linear probe", "neighbours": "vote of nearest neighbours"}
 """Probes as they are written in a sentence."""
-
-LOWER_IS_BETTER = frozenset({"hd95"})
 
 FROM_SCRATCH = ("scratch", "none", "random")
 """How the name of a second method ends that means: without pre-training."""

@@ -172,7 +172,10 @@ def start(
     """
     task, accounting = build_task(config, job), None
     if weights is not None:
-        accounting = transfer(task.backbone, weights, expected_share=config.expected_share)
+        fresh: tuple[Part, ...] = ("head",) if config.transfer == "all" else ("decoder", "head")
+        accounting = transfer(
+            task.backbone, weights, fresh=fresh, expected_share=config.expected_share
+        )
     if config.encoder_lr_share == 0:
         for name, parameter in task.named_parameters():
             if _in_encoder(name, task):

@@ -43,7 +43,11 @@ html_theme = "furo"
 html_title = "voco"
 html_show_copyright = False
 
-RECIPES = {"pretrain": ["voco-swin-b"], "finetune": ["segment-swin-b"]}
+RECIPES = {
+    "pretrain": ["voco-swin-b"],
+    "finetune": ["segment-swin-b"],
+    "compare": ["compare-smoke"],
+}
 """Whose settings the pages of commands show."""
 
 

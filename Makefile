@@ -2,7 +2,7 @@ PYTHON ?= python3
 V := .venv
 BIN := $(V)/bin
 
-.PHONY: demo test check bench docs setup clean
+.PHONY: demo test check bench docs golden setup clean
 
 setup: $(V)/.stamp
 
@@ -26,6 +26,9 @@ check: setup  ## format, lint, types, import contracts
 
 bench: setup  ## speed and memory as ratios against plain reference paths
 	$(BIN)/voco bench --out bench-out
+
+golden: setup  ## how each method learns, recorded and drawn anew: half an hour
+	$(BIN)/python -m golden.curves
 
 docs: setup  ## the documentation, in docs/_build
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build

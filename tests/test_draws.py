@@ -12,6 +12,7 @@ KINDS = {
     "permutations": lambda draws, count: draws.permutations(count, 6),
     "choose": lambda draws, count: draws.choose(count, (0.5, 1.5, 2.5), 3),
     "noise": lambda draws, count: draws.noise_like(torch.zeros(count, 2, 3)),
+    "even noise": lambda draws, count: draws.uniform_like(torch.zeros(count, 2, 3)),
 }
 
 
@@ -47,6 +48,16 @@ def test_later_draws_do_not_depend_on_the_number_of_processes():
     one.uniform(4, 3)
     two.uniform(2, 3)
     assert torch.equal(one.integers(4, high=100)[2:], two.integers(2, high=100))
+
+
+def test_a_shared_number_is_the_same_for_all_processes_and_no_other_draw_depends_on_them():
+    one, two = Draws(0, 0), Draws(0, 0, rank=1, world=2)
+    assert one.shared() == two.shared()
+    assert torch.equal(one.uniform(4, 3)[2:], two.uniform(2, 3))
+    several = [Draws(0, step).shared() for step in range(200)]
+    assert len(set(several)) == 200
+    assert 0 <= min(several) < 0.05
+    assert 0.95 < max(several) < 1
 
 
 def test_a_child_does_not_depend_on_what_its_parent_drew(kind):

@@ -34,8 +34,8 @@ class TinyNetwork(nn.Module):
         middle = F.gelu(self.down(fine))
         return [fine, middle, F.gelu(self.deep(middle))]
 
-    def decode(self, pyramid: list[torch.Tensor]) -> torch.Tensor:
-        sizes = [F.interpolate(level, size=pyramid[0].shape[2:]) for level in pyramid]
+    def decode(self, pyramid: list[torch.Tensor], at: int = 0) -> torch.Tensor:
+        sizes = [F.interpolate(level, size=pyramid[at].shape[2:]) for level in pyramid]
         return F.gelu(self.up(torch.cat(sizes, dim=1)))
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
@@ -68,6 +68,13 @@ class Tiny(Backbone):
     def decode(self, pyramid: list[Level]) -> Level:
         return self.network.decode(pyramid)
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        return (4, 4)
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        return [self.network.decode(pyramid, at=1), self.decode(pyramid)]
+
     def head(self, features: Level) -> Level:
         return self.network.out(features)
 
@@ -90,10 +97,17 @@ class TinyTokens(Tiny, TokenBackbone):
         self.network.patch = nn.Conv3d(config.in_channels, 10, 4, stride=4)
         self.network.mix = nn.Linear(20, 10)
 
-    def tokens(self, volumes: Volumes, keep: torch.Tensor | None = None) -> torch.Tensor:
+    def tokens(
+        self,
+        volumes: Volumes,
+        keep: torch.Tensor | None = None,
+        leading: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         tokens = self.network.patch(volumes).flatten(2).mT
         if keep is not None:
             tokens = tokens.take_along_dim(keep[..., None], dim=1)
+        if leading is not None:
+            tokens = torch.cat([leading.to(tokens).expand(len(tokens), -1, -1), tokens], dim=1)
         mean = tokens.mean(dim=1, keepdim=True).expand_as(tokens)
         return tokens + F.gelu(self.network.mix(torch.cat([tokens, mean], dim=2)))
 

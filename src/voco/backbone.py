@@ -94,6 +94,19 @@ class Backbone(nn.Module, ABC):
     def decode(self, pyramid: list[Level]) -> Level:
         """Features at full resolution, from the pyramid that :meth:`encode` gave."""
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each of the features that :meth:`decode_stages` gives."""
+        return (self.decoded_channels,)
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        """Features after each stage of the decoder, coarsest first; the last is :meth:`decode`.
+
+        For methods that look at the decoder on its way up. A backbone that does not show its
+        stages has a single one.
+        """
+        return [self.decode(pyramid)]
+
     @abstractmethod
     def head(self, features: Level) -> Level:
         """The output layer: one channel per class, before softmax."""
@@ -145,14 +158,37 @@ class TokenBackbone(Backbone):
     width: int
 
     @abstractmethod
-    def tokens(self, volumes: Volumes, keep: Tensor | None = None) -> Float[Tensor, "b t e"]:
+    def tokens(
+        self, volumes: Volumes, keep: Tensor | None = None, leading: Tensor | None = None
+    ) -> Float[Tensor, "b t e"]:
         """Encoded tokens, in row-major order (x outermost), or in the order of ``keep``.
+
+        The volumes may have another size than the network otherwise takes (see
+        :meth:`check_token_size`); position codes are then stretched over them.
 
         Args:
             volumes: The volumes.
             keep: int64 ``(b, kept)``, the tokens that enter the encoder; the others are dropped.
                 ``None`` keeps all.
+            leading: ``(l, e)``, a method's own tokens, which are nowhere: they enter together with
+                those of every volume, without a position code, and come first in what is given.
         """
+
+    def check_token_size(self, size: Shape3) -> None:
+        """Refuse a size of which :meth:`tokens` cannot make tokens.
+
+        Raises:
+            ConfigError: Naming the size, the rule, and the nearest size that fits.
+        """
+        if any(side % cube or side < cube for side, cube in zip(size, self.patch, strict=True)):
+            fits = tuple(
+                max(1, round(side / cube)) * cube
+                for side, cube in zip(size, self.patch, strict=True)
+            )
+            raise ConfigError(
+                f"{type(self).__name__} cuts volumes into tokens of {self.patch} voxels, of which "
+                f"their sides must be multiples; got {size}. The nearest size that fits is {fits}."
+            )
 
 
 class MaskedBackbone(Backbone):

@@ -60,6 +60,10 @@ class Draws:
         """One random order of ``length`` things for each of ``count`` volumes; on the CPU."""
         return self.uniform(count, length).argsort(dim=1)
 
+    def shared(self) -> float:
+        """A number from [0, 1) that is the same for all volumes and processes."""
+        return torch.rand((), generator=self._generator).item()
+
     def choose(self, count: int, options: Sequence[float], *shape: int) -> Float[Tensor, "b ..."]:
         """One of ``options``, all equally likely: ``count`` rows of ``shape``; on the CPU."""
         picked = self.integers(count, *shape, high=len(options))
@@ -67,10 +71,16 @@ class Draws:
 
     def noise_like(self, volumes: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """Standard normal noise in the shape, type and place of ``volumes``, one seed per row."""
-        seeds = self.integers(len(volumes), high=_MASK).tolist()
         noise = torch.empty_like(volumes)
-        for row, seed in zip(noise, seeds, strict=True):
-            row.normal_(generator=torch.Generator(volumes.device).manual_seed(seed))
+        for row, generator in zip(noise, self._generators(volumes), strict=True):
+            row.normal_(generator=generator)
+        return noise
+
+    def uniform_like(self, volumes: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """Numbers from [0, 1) in the shape, type and place of ``volumes``, one seed per row."""
+        noise = torch.empty_like(volumes)
+        for row, generator in zip(noise, self._generators(volumes), strict=True):
+            row.uniform_(generator=generator)
         return noise
 
     def child(self, number: int) -> "Draws":
@@ -79,6 +89,11 @@ class Draws:
         return Draws(
             mixed_seed(seed, number, 0x5EED), step, micro=micro, rank=self.rank, world=self.world
         )
+
+    def _generators(self, rows: Tensor) -> list[torch.Generator]:
+        """One for each row, where the rows are."""
+        seeds = self.integers(len(rows), high=_MASK).tolist()
+        return [torch.Generator(rows.device).manual_seed(seed) for seed in seeds]
 
     def _rows(self, drawn: Tensor) -> Tensor:
         count = len(drawn) // self.world

@@ -48,7 +48,8 @@ class Method(Task[Volumes], ABC):
 
     Attributes:
         window: Voxels of the volumes that the loader must deliver.
-        trains_decoder: Whether the decoder's weights are handed over too.
+        trains_decoder: Whether the decoder is trained; its weights are then handed over too, unless
+            :meth:`trained_parts` says otherwise.
     """
 
     window: Shape3

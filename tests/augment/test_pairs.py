@@ -10,13 +10,21 @@ from voco.augment.appearance import (
     AppearanceConfig,
     add_noise,
     blur,
+    blurred,
     changed,
     gamma,
     inverted_gamma,
     lower_resolution,
     spread,
 )
-from voco.augment.pairs import cut_pairs, moved, pair_boxes
+from voco.augment.pairs import (
+    cut_pairs,
+    moved,
+    overlapping_boxes,
+    pair_boxes,
+    swayed,
+    union_share,
+)
 from voco.draws import Draws
 from voco.geometry import overlap
 
@@ -98,6 +106,73 @@ def test_the_first_crops_can_be_blurred_and_the_second_not():
     assert (out[:, 0] != crops[:, 0]).flatten(1).any(dim=1).all()
 
 
+SIZES = ((8, 6, 4), (12, 12, 6), (4, 4, 4))
+REFERENCE = ((64, 64, 32), (96, 96, 48), (96, 96, 96), (32, 32, 16), (112, 112, 64))
+
+
+def test_boxes_of_many_sizes_stay_in_the_window_and_overlap_enough():
+    boxes = overlapping_boxes(Draws(0, 0), 100, SIZES, (14, 12, 8), 0.3)
+    sides = (boxes[..., 1, :] - boxes[..., 0, :]).flatten(0, 1).tolist()
+    assert {tuple(side) for side in sides} == set(SIZES)
+    assert (boxes[..., 0, :] >= 0).all()
+    assert (boxes[..., 1, :] <= torch.tensor((14, 12, 8))).all()
+    one, other = (overlap(a[:, None], b[:, None]).flatten() for a, b in _both_ways(boxes))
+    # 1 / union = 1 / ((first + second) / common - 1)
+    shares = 1 / (1 / one + 1 / other - 1)
+    assert shares.min() > 0.3
+    torch.testing.assert_close(union_share(boxes[:, 0], boxes[:, 1]), shares)
+
+
+def _both_ways(boxes):
+    first, second = boxes.unbind(dim=1)
+    return (first, second), (second, first)
+
+
+def test_sizes_and_places_are_drawn_as_by_trying_until_they_fit():
+    boxes = overlapping_boxes(Draws(0, 0), 1500, ((2, 1, 1), (1, 1, 1)), (3, 1, 1), 0.4)
+    kinds = boxes[:, :, :, 0].flatten(1).unique(dim=0, return_counts=True)
+    # In one dimension: sides of 2 and 1 voxels lie in 3, at 2 and 3 places. Enough is shared where
+    # both are the same, and where one lies in the other; each of those pairs is as likely as a
+    # place of the first is times a place of the second.
+    found = {}
+    for row, number in zip(kinds[0].tolist(), kinds[1].tolist(), strict=True):
+        sides = (row[1] - row[0], row[3] - row[2])
+        found.setdefault(sides, []).append(number)
+    assert {sides: len(numbers) for sides, numbers in found.items()} == {
+        (2, 2): 2,
+        (1, 1): 3,
+        (1, 2): 4,
+        (2, 1): 4,
+    }
+    likely = {(2, 2): 1 / 4, (1, 1): 1 / 9, (1, 2): 1 / 6, (2, 1): 1 / 6}
+    total = 2 / 4 + 3 / 9 + 8 / 6
+    for sides, numbers in found.items():
+        for number in numbers:
+            assert number / 1500 == pytest.approx(likely[sides] / total, abs=0.03)
+
+
+def test_where_nothing_overlaps_enough_it_is_the_pair_that_overlaps_most():
+    boxes = overlapping_boxes(Draws(0, 0), 20, ((2, 2, 2), (4, 4, 4)), (4, 4, 4), 1.0)
+    assert (union_share(boxes[:, 0], boxes[:, 1]) == 1).all()
+
+
+def test_the_sizes_of_the_references_nearly_always_find_a_pair():
+    boxes = overlapping_boxes(Draws(0, 0), 300, REFERENCE, (128, 128, 112), 0.25)
+    assert (union_share(boxes[:, 0], boxes[:, 1]) > 0.25).all()
+
+
+# ---- swayed -----------------------------------------------------------------------------------
+
+
+def test_half_of_the_crops_are_mirrored_along_x_alone():
+    crops = torch.rand(50, 2, 1, 4, 4, 4)
+    found = swayed(crops, Draws(0, 0), flip_probability=0.5, scale=0.0, degrees=0.0)
+    as_it_was = (found - crops).abs().flatten(2).amax(dim=2) < 1e-4
+    mirrored = (found - crops.flip(3)).abs().flatten(2).amax(dim=2) < 1e-4
+    assert (as_it_was ^ mirrored).all()
+    assert mirrored.float().mean() == pytest.approx(0.5, abs=0.15)
+
+
 # ---- how it looks -----------------------------------------------------------------------------
 
 
@@ -176,3 +251,15 @@ def test_changes_of_a_crop_do_not_depend_on_the_others():
 def test_a_range_in_the_wrong_order_is_refused():
     with pytest.raises(ValidationError, match="above the largest"):
         AppearanceConfig(gamma=(1.5, 0.7))
+
+
+def test_each_crop_is_blurred_by_its_own_amount_up_to_the_most():
+    point = torch.zeros(200, 1, 1, 13, 1, 1)
+    point[:, :, :, 6] = 1.0
+    found = blurred(point, Draws(0, 0), 2.0)
+    # A wide Gaussian of standard deviation s has a peak of 1 / (s * sqrt(2 * pi)).
+    peaks = found[:, 0, 0, 6].flatten()
+    assert peaks.max() > 0.99
+    assert peaks.min() == pytest.approx(1 / (2.0 * 2.5066), rel=0.02)
+    assert (peaks < 1 / (1.0 * 2.5066)).float().mean() == pytest.approx(0.5, abs=0.1)
+    assert torch.equal(blurred(point, Draws(0, 0), 0.0), point)

@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from voco.augment.crops import augmented, draw_kept
-from voco.augment.spatial import draw_flips, draw_turns, flip, resize, turn
+from voco.augment.spatial import (
+    affine,
+    cut_to,
+    draw_affines,
+    draw_flips,
+    draw_turns,
+    flip,
+    resize,
+    turn,
+)
 from voco.draws import Draws
 
 
@@ -109,3 +118,65 @@ def test_dropping_crops_keeps_their_mean():
     assert kept.unique().tolist() == [0.0, 1.25]
     assert kept.mean().item() == pytest.approx(1, abs=0.02)
     assert torch.equal(draw_kept(Draws(0, 0), 3, 4, 0.0), torch.ones(3, 4))
+
+
+# ---- boxes of many sizes ----------------------------------------------------------------------
+
+
+def test_boxes_of_many_sizes_become_crops_of_one():
+    volumes = crops(2, (8, 6, 5))
+    boxes = torch.tensor([[[[0, 0, 0], [4, 4, 3]], [[2, 1, 0], [8, 6, 5]]]]).expand(2, -1, -1, -1)
+    found = cut_to(volumes, boxes, (4, 4, 3))
+    assert torch.equal(found[:, 0], volumes[:, :, :4, :4, :3])
+    assert torch.equal(found[:, 1], resize(volumes[:, :, 2:, 1:], (4, 4, 3)))
+
+
+# ---- turned and stretched ---------------------------------------------------------------------
+
+
+def test_what_is_neither_turned_nor_stretched_stays():
+    still = draw_affines(Draws(0, 0), 4, 1, scale=0.0, degrees=0.0).flatten(0, 1)
+    assert torch.equal(still, torch.eye(3).expand(4, 3, 3))
+    torch.testing.assert_close(affine(crops(), still), crops(), atol=1e-5, rtol=0)
+
+
+def test_an_affine_of_a_quarter_turn_is_a_quarter_turn():
+    before = crops(size=(5, 5, 3))
+    quarter = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    turned = affine(before, quarter.expand(4, 3, 3))
+    torch.testing.assert_close(turned, torch.rot90(before, 1, dims=(2, 3)), atol=1e-5, rtol=0)
+
+
+def test_a_stretched_ramp_is_steeper_by_the_factor_along_its_own_axis():
+    for axis, side in enumerate((9, 7, 5)):
+        place = torch.arange(side) - (side - 1) / 2
+        ramp = place.view([-1 if at == axis + 2 else 1 for at in range(5)]).expand(1, 1, 9, 7, 5)
+        matrix = torch.eye(3)
+        matrix[axis, axis] = 0.5
+        found = affine(ramp, matrix[None])
+        torch.testing.assert_close(found, ramp * 0.5, atol=1e-5, rtol=0)
+
+
+def test_beyond_the_edge_lies_the_least_intensity_of_each_channel():
+    volumes = torch.full((1, 2, 6, 6, 6), 2.0)
+    volumes[:, 1, 2:4, 2:4, 2:4] = -3.0
+    shrunk = affine(volumes, 3 * torch.eye(3)[None])
+    assert shrunk[0, 0, 0, 0, 0] == 2
+    assert shrunk[0, 1, 0, 0, 0] == -3
+
+
+def test_turns_and_stretches_stay_in_their_range_and_turns_keep_lengths():
+    matrices = draw_affines(Draws(0, 0), 100, 2, scale=0.1, degrees=10.0).double()
+    factors = matrices.norm(dim=-2)  # the columns of a rotation times a factor for each
+    assert factors.min() < 0.92
+    assert factors.max() > 1.08
+    assert (factors - 1).abs().max() <= 0.1 + 1e-6
+    rotations = matrices / factors[..., None, :]
+    identity = torch.eye(3, dtype=torch.float64).expand_as(rotations)
+    torch.testing.assert_close(rotations @ rotations.mT, identity, atol=1e-6, rtol=0)
+    assert (torch.linalg.det(rotations) > 0.99).all()
+    # Three turns of at most ten degrees each make at most thirty.
+    trace = rotations.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    angles = torch.rad2deg(((trace - 1) / 2).clamp(-1, 1).acos())
+    assert 5 < angles.mean() < 15
+    assert angles.max() < 30

@@ -49,6 +49,42 @@ def test_a_hidden_patch_keeps_its_place(backbone: UNETR):
     assert len(level[0].flatten(1).mT.unique(dim=0)) == 24
 
 
+def test_volumes_of_another_size_get_the_position_code_stretched_over_them(backbone: UNETR):
+    embedding = backbone.network.vit.patch_embedding
+    with torch.no_grad():
+        code = embedding.position_embeddings
+        cells = rearrange(code, "b (x y z) e -> b e x y z", x=2, y=3, z=4)
+        stretched = torch.nn.functional.interpolate(cells, (4, 3, 2), mode="trilinear")
+        other = UNETRConfig(**(TINY.model_dump() | {"size": (64, 48, 32)})).build().eval()
+        weights = backbone.network.state_dict()
+        name = "vit.patch_embedding.position_embeddings"
+        weights[name] = rearrange(stretched, "b e x y z -> b (x y z) e")
+        other.network.load_state_dict(weights)
+        volumes = torch.randn(1, 1, 64, 48, 32)
+        torch.testing.assert_close(backbone.tokens(volumes), other.tokens(volumes))
+        assert embedding.position_embeddings is code
+
+
+def test_tokens_of_a_method_come_first_and_are_attended_to(backbone: UNETR):
+    own = torch.randn(2, 12)
+    with torch.no_grad():
+        alone, found = backbone.tokens(VOLUMES), backbone.tokens(VOLUMES, leading=own)
+        changed = backbone.tokens(VOLUMES, leading=own.flip(0))
+    assert found.shape == (2, 2 + 24, 12)
+    assert not torch.allclose(found[:, 2:], alone, atol=1e-4)
+    # They are nowhere, so that in the other order they are the same in the other order.
+    assert torch.allclose(changed[:, :2], found[:, :2].flip(1), atol=1e-5)
+    assert torch.allclose(changed[:, 2:], found[:, 2:], atol=1e-5)
+
+
+def test_a_size_that_tokens_do_not_fill_is_refused_with_one_that_fits(backbone: UNETR):
+    with pytest.raises(
+        ConfigError, match=r"\(40, 8, 64\).*nearest size that fits is \(32, 16, 64\)"
+    ):
+        backbone.check_token_size((40, 8, 64))
+    backbone.check_token_size((16, 48, 160))
+
+
 def test_tokens_train_the_declared_parameters_and_no_others(backbone: UNETR):
     backbone.tokens(VOLUMES).square().mean().backward()
     for name, parameter in backbone.network.named_parameters():

@@ -113,6 +113,22 @@ def test_the_pyramid_has_the_channels_and_strides_it_declares(name: str):
 
 
 @every
+def test_the_decoder_shows_its_stages_from_coarse_to_what_it_gives(name: str):
+    backbone, volumes = built(name).eval(), volumes_for(name)
+    with torch.no_grad():
+        pyramid = backbone.encode(volumes)
+        stages = backbone.decode_stages(pyramid)
+        assert torch.equal(stages[-1], backbone.decode(pyramid))
+    strides = [volumes.shape[2] // stage.shape[2] for stage in stages]
+    assert strides == sorted(strides, reverse=True)
+    assert len(set(strides)) == len(backbone.channels) - 1
+    assert [tuple(stage.shape[1:]) for stage in stages] == [
+        (channels, *(side // stride for side in volumes.shape[2:]))
+        for channels, stride in zip(backbone.stage_channels, strides, strict=True)
+    ]
+
+
+@every
 def test_encoding_uses_the_encoder_and_all_of_it(name: str):
     backbone = built(name)
     pyramid = backbone.encode(volumes_for(name))

@@ -21,7 +21,33 @@ _VOCO = {"crop": [8, 8, 8], "hidden": 16, "width": 8, "grid": [2, 2, 1], "query_
 _PAIRS = {"window": [12, 12, 8], "crop": [8, 8, 8]}
 _HEADS = {"hidden": 16, "width": 8, "map_hidden": 12, "map_width": 6}
 _PIECES = {"grid": [2, 2, 1], "cell": [8, 8, 8], "patch": [6, 6, 6], "size": [8, 8, 8], "orders": 6}
+_GLOBAL_LOCAL = {
+    "window": [16, 12, 8],
+    "global_crop": [12, 8, 8],
+    "local_crop": [8, 8, 4],
+    "scales": [0.6, 1.0],
+    "width": 12,
+    "depth": 1,
+    "heads": 2,
+    "hidden": 16,
+    "head_widths": [16, 8],
+    "prototypes": 20,
+}
+_REGISTERED = {"affine_width": 8, "flow_width": 8, "shuffle_blocks": 20, "shuffle_share": 0.25}
 _MASKED = {"crop": [8, 8, 16], "width": 12, "depth": 1, "heads": 2, "hidden": 16}
+_SIZED = {
+    "window": [12, 12, 8],
+    "sizes": [[8, 8, 8], [12, 12, 8]],
+    "crop": [8, 8, 8],
+}
+_QUEUED = {"shuffle_blocks": 20, "queue": 6, "width": 8, "code_hidden": 8}
+_INNER = {
+    "local_count": 2,
+    "local_sizes": [[4, 4, 4], [8, 8, 8]],
+    "local_crop": [4, 4, 4],
+    "swaps": 5,
+    "swap_patch": [2, 2, 2],
+}
 
 SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     "voco": (
@@ -89,6 +115,35 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
             "counted": "all",
         },
     ),
+    "s3d": (
+        {"crop": [8, 8, 16], "block": 4, "variant": "sparse"},
+        {
+            "crop": [8, 8, 8],
+            "block": 2,
+            "mask_ratio": 0.6,
+            "largest_mask_ratio": 0.9,
+            "mask_input": False,
+            "efficient": True,
+        },
+        {"crop": [8, 8, 8], "block": 4, "variant": "dense", "hand_on_decoder": True},
+    ),
+    "glmae": (
+        {**_GLOBAL_LOCAL, "frozen_prototype_steps": 2},
+        {**_GLOBAL_LOCAL, "summary": "mean", "targets": "raw", "local_crops": 1, "scales": [1, 1]},
+    ),
+    "gvsl": (
+        {"crop": [8, 8, 8], **_REGISTERED},
+        {
+            "crop": [12, 8, 8],
+            **_REGISTERED,
+            "affine": "detached",
+            "shift_units": "reference",
+            "coordinates": "reference",
+            "shuffle_order": "own",
+            "move_probability": 0.5,
+        },
+        {"crop": [8, 8, 8], **_REGISTERED, "move_probability": 0.0, "restoration_weight": 0.0},
+    ),
     "swinunetr": (
         {"crop": [8, 8, 8], "width": 8, "swap_among": 2},
         {
@@ -115,10 +170,26 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
             "contrast_weight": 0.0,
         },
     ),
+    "pcrl": (
+        {**_SIZED, **_QUEUED},
+        {
+            **_SIZED,
+            **_QUEUED,
+            "targets": "damaged",
+            "mixed_targets": "unaligned",
+            "contrast": "memory_bank",
+            "queued": "all",
+            "sigmoid": False,
+        },
+    ),
+    "pcrlv2": (
+        {**_SIZED, **_INNER},
+        {**_SIZED, **_INNER, "skips": True, "standardise": False, "sigmoid": False},
+    ),
 }
 """Settings of each method, one or more, that train the tiny backbone in no time."""
 
-ON_TOKENS = {"mae3d"}
+ON_TOKENS = {"mae3d", "glmae"}
 """Methods that take no backbone without tokens."""
 
 ON_PATCHES = {"simmim"}
@@ -365,7 +436,8 @@ def test_a_size_the_backbone_cannot_take_is_refused_at_once(name, index):
 
 
 def gradients_of(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Losses and gradients of every method on this process's share of four volumes."""
+    """Losses, gradients and memories of every method on this process's share of four volumes."""
+    """Losses, gradients and what is remembered of this process's share of four volumes."""
     return {f"{name}-{index}": _gradients(name, index, rank, world) for name, index in CASES}
 
 
@@ -377,7 +449,10 @@ def _gradients(name: str, index: int, rank: int, world: int) -> dict[str, torch.
     method.before_step(step)
     outcome = method(volumes, step)
     torch.stack(list(outcome.losses.values())).sum().backward()
+    method.after_step(step)
     own = {f"loss {key}": loss.detach() for key, loss in outcome.losses.items()}
+    own |= {f"after it {key}": buffer.double() for key, buffer in method.named_buffers()}
+    own |= {f"remembered {key}": kept.double() for key, kept in method.named_buffers()}
     return own | {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
 
 

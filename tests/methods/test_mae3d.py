@@ -1,24 +1,13 @@
 """MAE3D: cubes, what is hidden from the encoder, targets, losses."""
 
-import math
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny import TinyConfig, TinyTokensConfig, step_at
 
 from voco.errors import ConfigError
-from voco.methods.mae3d import (
-    MAE3D,
-    MAE3DConfig,
-    from_cubes,
-    position_code,
-    reconstruction_loss,
-    standardised,
-    to_cubes,
-)
+from voco.methods.mae3d import MAE3D, MAE3DConfig, reconstruction_loss
+from voco.nn.cubes import from_cubes, standardised, to_cubes
 
 VARIANTS = ("standardised", "raw")
 SMALL = {"crop": (8, 8, 16), "width": 12, "depth": 1, "heads": 2, "hidden": 16}
@@ -36,13 +25,6 @@ def volumes_for(method, count=2):
 # ---- cubes ------------------------------------------------------------------------------------
 
 
-@given(st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.integers(1, 3)] * 3))
-def test_a_volume_put_together_from_its_cubes_is_the_volume(grid, cube):
-    x, y, z = (i * s for i, s in zip(grid, cube, strict=True))
-    volumes = torch.rand(2, 2, x, y, z)
-    assert torch.equal(from_cubes(to_cubes(volumes, cube), grid, cube), volumes)
-
-
 def test_cubes_are_in_the_order_of_the_tokens():
     method = mae()
     volumes = volumes_for(method)
@@ -50,15 +32,6 @@ def test_cubes_are_in_the_order_of_the_tokens():
     flat = kernel.weight.flatten(2).movedim(1, 2).flatten(1)
     expected = to_cubes(volumes, (4, 4, 4)) @ flat.T + kernel.bias
     torch.testing.assert_close(expected, kernel(volumes).flatten(2).mT, atol=1e-5, rtol=1e-4)
-
-
-def test_a_standardised_cube_has_zero_mean_and_unit_variance_and_a_uniform_one_is_zero():
-    cubes = torch.rand(2, 3, 64) * 7 - 2
-    cubes[0, 0] = 4.0
-    found = standardised(cubes)
-    assert torch.equal(found[0, 0], torch.zeros(64))
-    torch.testing.assert_close(found.mean(dim=2), torch.zeros(2, 3), atol=1e-5, rtol=0)
-    assert found[1].square().mean(dim=1).tolist() == pytest.approx([1] * 3, abs=1e-3)
 
 
 # ---- what is hidden ---------------------------------------------------------------------------
@@ -145,15 +118,6 @@ def test_guessing_the_mean_of_what_is_seen_costs_the_mean_distance_from_it():
 
 
 # ---- network and settings ---------------------------------------------------------------------
-
-
-def test_position_codes_are_sines_and_cosines_of_each_axis():
-    code = position_code((2, 3, 4), 12)
-    assert len(code.unique(dim=0)) == 24
-    place = 1 * 12 + 2 * 4 + 3
-    for axis, at in enumerate((1, 2, 3)):
-        expected = [math.sin(at), math.sin(at / 100), math.cos(at), math.cos(at / 100)]
-        assert code[place, 4 * axis : 4 * axis + 4].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_only_what_makes_tokens_is_trained_and_handed_on():

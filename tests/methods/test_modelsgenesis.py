@@ -9,15 +9,7 @@ from voco.draws import Draws
 from voco.methods.modelsgenesis import (
     ModelsGenesis,
     ModelsGenesisConfig,
-    curve,
-    curved,
     draw_flips,
-    draw_hidden,
-    interpolated,
-    origins,
-    painted,
-    restoration_loss,
-    shuffled,
 )
 
 HARMLESS = {"shuffle_probability": 0.0, "curve_probability": 0.0, "paint_probability": 0.0}
@@ -61,139 +53,30 @@ def test_flips_are_as_likely_as_the_loop_of_the_reference_makes_them(axes, share
     assert flips.tolist() == pytest.approx([odd * part for part in share], abs=0.01)
 
 
-# ---- shuffling --------------------------------------------------------------------------------
+# ---- how much of each damage ------------------------------------------------------------------
 
 
-def test_a_shuffle_keeps_the_voxels_of_each_block_and_all_others():
-    boxes = torch.tensor([[[0, 0, 0], [3, 2, 2]], [[4, 3, 1], [6, 6, 5]]])
-    volume = torch.arange(8 * 7 * 6)
-    moved = volume[origins(boxes, (8, 7, 6), seed=0)].view(8, 7, 6)
-    volume = volume.view(8, 7, 6)
-    outside = torch.ones(8, 7, 6, dtype=torch.bool)
-    for (x, y, z), (x_stop, y_stop, z_stop) in boxes.tolist():
-        where = (slice(x, x_stop), slice(y, y_stop), slice(z, z_stop))
-        before, after = volume[where].flatten(), moved[where].flatten()
-        assert not torch.equal(before, after)
-        assert torch.equal(before, after.sort().values)
-        outside[where] = False
-    assert torch.equal(volume[outside], moved[outside])
+def test_the_settings_say_which_damages_there_are():
+    volumes = torch.rand(40, 1, 20, 20, 20)
+    harmless = {**HARMLESS, "crop": (20, 20, 20)}
+    for name in HARMLESS:
+        views = genesis(**{**harmless, name: 1.0}).views(volumes, step_at())
+        assert (views.damaged != views.clean).flatten(1).any(dim=1).all(), name
+    still = genesis(**harmless).views(volumes, step_at())
+    assert torch.equal(still.damaged, still.clean)
 
 
-def test_where_blocks_overlap_the_last_one_counts_and_reads_the_original():
-    boxes = torch.tensor([[[0, 0, 0], [4, 4, 4]], [[2, 0, 0], [3, 4, 4]]])
-    moved = origins(boxes, (4, 4, 4), seed=1).view(4, 4, 4)
-    assert moved[2].sort(dim=-1).values.flatten().sort().values.tolist() == list(range(32, 48))
-    assert len(set(moved[:2].flatten().tolist())) == 32
-
-
-def test_all_orders_of_a_block_are_equally_likely():
-    boxes = torch.tensor([[[0, 0, 0], [1, 1, 3]]])
-    orders = torch.stack([origins(boxes, (1, 1, 3), seed) for seed in range(1200)])
-    _, counts = orders.unique(dim=0, return_counts=True)
-    assert len(counts) == 6
-    assert counts.min() > 150
-
-
-def test_blocks_are_a_tenth_of_the_volume_at_most():
-    config = config_of(shuffle_probability=1.0, shuffle_blocks=300)
-    places = torch.arange(20.0).view(1, 1, 20, 1, 1).expand(1, 1, 20, 30, 10).contiguous()
-    moved = shuffled(places, Draws(0, 0), config)
-    assert (moved - places).abs().max() == 1
-    still = shuffled(places, Draws(0, 0), config_of(shuffle_probability=0.0))
-    assert torch.equal(still, places)
-
-
-# ---- curves -----------------------------------------------------------------------------------
-
-
-def test_a_curve_rises_from_0_to_1_or_falls_from_1_to_0():
-    points = torch.rand(20, 2, 2, generator=torch.Generator().manual_seed(0))
-    inverted = torch.arange(20) % 2 == 1
-    x, y = curve(points, inverted, 1000)
-    assert (x[:, 0] == 0).all()
-    assert (x[:, -1] == 1).all()
-    assert (x.diff() >= 0).all()
-    assert y[:, 0].tolist() == inverted.float().tolist()
-    assert y[:, -1].tolist() == (~inverted).float().tolist()
-    assert (y.diff()[inverted] <= 0).all()
-    assert (y.diff()[~inverted] >= 0).all()
-
-
-def test_a_straight_curve_changes_nothing_or_gives_the_negative():
-    points = torch.tensor([[1 / 3, 1 / 3], [2 / 3, 2 / 3]]).expand(2, 2, 2)
-    x, y = curve(points, torch.tensor([False, True]), 1000)
-    volumes = torch.rand(1, 1, 4, 4, 4).expand(2, -1, -1, -1, -1)
-    found = interpolated(volumes, x, y)
-    torch.testing.assert_close(found[0], volumes[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(found[1], 1 - volumes[1], atol=1e-5, rtol=0)
-
-
-def test_a_curve_goes_through_its_middle():
-    # At half of the parameter: (3 * first + 3 * second + 1) / 8.
-    points = torch.tensor([[[0.9, 0.1], [0.5, 0.3]]])
-    x, y = curve(points, torch.tensor([False]), 1001)
-    middle = torch.full((1, 1, 1, 1, 1), (3 * 0.9 + 3 * 0.5 + 1) / 8)
-    found = interpolated(middle, x, y)
-    assert found.item() == pytest.approx((3 * 0.1 + 3 * 0.3 + 1) / 8, abs=1e-4)
-
-
-def test_beyond_its_ends_a_curve_is_flat():
-    x, y = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
-    volumes = torch.tensor([-3.0, 0.25, 7.0]).view(1, 1, 3, 1, 1)
-    assert interpolated(volumes, x, y).flatten().tolist() == [1.0, 0.75, 0.0]
-
-
-def test_nine_of_ten_volumes_get_a_curve_and_half_of_those_fall():
-    ends = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1, 1).expand(100, -1, -1, -1, -1)
-    ends = torch.cat([ends, torch.full_like(ends, 0.37)], dim=2)
-    found = curved(ends, Draws(0, 0), config_of())
-    assert (found == ends).flatten(1).all(dim=1).float().mean() == pytest.approx(0.1, abs=0.08)
-    assert (found[:, 0, 0] == 1).float().mean() == pytest.approx(0.45, abs=0.12)
-    rising = curved(ends, Draws(0, 0), config_of(inverted_probability=0.0))
-    assert (rising[:, 0, 0] == 0).all()
-
-
-# ---- painting ---------------------------------------------------------------------------------
-
-
-def test_painting_inside_hides_boxes_away_from_the_border():
-    config = config_of(paint_probability=1.0, inpaint_share=1.0)
-    hidden = draw_hidden(Draws(0, 0), 50, (30, 24, 18), config)
-    assert not hidden[:, :3].any()
-    assert not hidden[..., -3:].any()
-    assert 0.01 < hidden.float().mean() < 5 / 27
-    assert hidden.flatten(1).sum(dim=1).max() <= 5 * 10 * 8 * 6
-
-
-def test_painting_outside_leaves_boxes_of_about_half_the_sides():
-    config = config_of(paint_probability=1.0, inpaint_share=0.0)
-    seen = ~draw_hidden(Draws(0, 0), 50, (30, 24, 18), config)
-    assert not seen[:, :3].any()
-    assert not seen[..., -3:].any()
-    least = (30 - 4 * 30 // 7) * (24 - 4 * 24 // 7) * (18 - 4 * 18 // 7)
-    assert seen.flatten(1).sum(dim=1).min() >= least
-    assert (~seen).flatten(1).any(dim=1).all()
-
-
-def test_what_is_hidden_is_even_noise_and_the_rest_stays():
-    config = config_of(paint_probability=1.0)
-    volumes = torch.full((4, 2, 16, 16, 16), 5.0)
-    found = painted(volumes, Draws(0, 0), config)
-    noise = found[found != 5]
-    assert noise.min() >= 0
-    assert noise.max() <= 1
-    assert noise.mean() == pytest.approx(0.5, abs=0.02)
-    assert noise.var() == pytest.approx(1 / 12, abs=0.005)
-    assert torch.equal(painted(volumes, Draws(0, 0), config_of(paint_probability=0.0)), volumes)
+def test_half_of_the_curves_fall():
+    ends = torch.tensor([0.0, 1.0]).repeat(4).view(1, 1, 8, 1, 1).expand(100, 1, 8, 8, 8)
+    only = {**HARMLESS, "curve_probability": 1.0}
+    views = genesis(**only).views(ends, step_at())
+    fallen = (views.damaged == 1 - views.clean).flatten(1).all(dim=1)
+    assert fallen.float().mean() == pytest.approx(0.5, abs=0.15)
+    rising = genesis(**only, inverted_probability=0.0).views(ends, step_at())
+    assert torch.equal(rising.damaged, rising.clean)
 
 
 # ---- the whole --------------------------------------------------------------------------------
-
-
-def test_all_of_the_volume_counts_in_the_loss():
-    found, clean = torch.zeros(2, 1, 4, 4, 4), torch.zeros(2, 1, 4, 4, 4)
-    clean[0, 0, 0, 0, 0] = 4.0
-    assert restoration_loss(found, clean) == 16 / 128
 
 
 def test_guesses_cost_what_health_says():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from voco.nn.ema import distance, follow, teacher_of
+from voco.nn.ema import distance, follow, rising, teacher_of
 
 
 def student():
@@ -76,3 +76,8 @@ def test_the_distance_is_relative_to_the_students_length():
     assert distance(teacher, net).item() == pytest.approx(0.5)
     nn.init.zeros_(net.weight)
     assert torch.isfinite(distance(teacher, net))
+
+
+def test_a_momentum_rises_to_one_along_half_a_cosine():
+    found = [rising(0.9, progress) for progress in (0.0, 0.25, 0.5, 1.0)]
+    assert found == pytest.approx([0.9, 1 - 0.05 * (1 + 0.5**0.5), 0.95, 1.0])

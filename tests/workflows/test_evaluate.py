@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -126,7 +127,9 @@ def test_two_predictions_are_compared_case_by_case(folders):
     assert liver["holm_p"] == pytest.approx(2 * liver["permutation_p"])
     assert (liver["cases"], liver["higher"]) == (4, 4)
     assert done.comparison["names"] == ["ours", "worse"]
-    assert "ours minus worse" in str(done)
+    differences = str(done).split("ours minus worse")[1]
+    assert re.search(r"hd95: -?[\d.]+ mm", differences)
+    assert "fewer than 10 cases are too narrow" in differences
     assert len(read_scores(folders / "out/against.csv")) == len(done.scores)
 
 

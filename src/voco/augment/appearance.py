@@ -164,6 +164,20 @@ def blur(crops: Volumes, sigmas: Float[Tensor, "b"], radius: int) -> Volumes:
     return crops
 
 
+def blurred(crops: Crops, draws: Draws, most: float) -> Crops:
+    """Crops under a Gaussian, each of a standard deviation of its own.
+
+    Args:
+        crops: Crops of this process's volumes.
+        draws: The random numbers of the step.
+        most: Largest standard deviation in voxels; all from 0 on are equally likely.
+    """
+    count, each = crops.shape[:2]
+    sigmas = (draws.uniform(count, each) * most).clamp(min=0.01)  # which leaves all as it is
+    flat = blur(crops.flatten(0, 1), sigmas.flatten().to(crops), max(1, round(3 * most)))
+    return flat.unflatten(0, (count, each))
+
+
 def spread(crops: Volumes, factors: Float[Tensor, "b"]) -> Volumes:
     """Crops with their distances from the mean multiplied, kept within their own range."""
     low, high = _range(crops)

@@ -1,4 +1,4 @@
-"""Flips, quarter turns and resampling of crops: drawn on the CPU, applied where the crops are.
+"""Flips, turns and resampling of crops: drawn on the CPU, applied where the crops are.
 
 Drawing and applying are apart: what was drawn can be kept, shown and repeated, and the numbers do
 not depend on the device.
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from voco.draws import Draws
-from voco.shapes import Shape3, Volumes
+from voco.shapes import Crops, Shape3, Volumes
 
 Plane = Literal["xy", "xz", "yz"]
 """A plane of a volume: axial, coronal or sagittal."""
@@ -88,6 +88,71 @@ def resize(crops: Float[Tensor, "b c _ _ _"], size: Shape3) -> Float[Tensor, "b 
     if crops.shape[2:] == size:
         return crops
     return F.interpolate(crops, size=size, mode="trilinear", align_corners=False)
+
+
+def cut_to(volumes: Volumes, boxes: Int64[Tensor, "b n 2 3"], size: Shape3) -> Crops:
+    """Cut boxes of any sizes out of each volume and resample all of them to one size.
+
+    Args:
+        volumes: The volumes.
+        boxes: Inside them; for each volume the same number.
+        size: Voxels of a crop.
+    """
+    crops = [
+        resize(volume[None, :, x:x_stop, y:y_stop, z:z_stop], size)
+        for volume, row in zip(volumes, boxes.tolist(), strict=True)
+        for (x, y, z), (x_stop, y_stop, z_stop) in row
+    ]
+    return torch.cat(crops).unflatten(0, (boxes.shape[0], boxes.shape[1]))
+
+
+def draw_affines(
+    draws: Draws, count: int, crops: int, *, scale: float, degrees: float
+) -> Float[Tensor, "b n 3 3"]:
+    """From where a crop that is turned and stretched takes what it shows, for :func:`affine`.
+
+    Args:
+        draws: The random numbers of the step.
+        count: Volumes of this process.
+        crops: Crops of each volume.
+        scale: By how much each axis is stretched or shrunk at most, as a share.
+        degrees: By how much it is turned about each axis at most.
+    """
+    factors = 1 + (draws.uniform(count, crops, 3).double() * 2 - 1) * scale
+    angles = torch.deg2rad((draws.uniform(count, crops, 3).double() * 2 - 1) * degrees)
+    about_x, about_y, about_z = (_turning(angles[..., axis], axis) for axis in range(3))
+    return (about_z @ about_y @ about_x * factors[..., None, :]).float()
+
+
+def affine(crops: Volumes, matrices: Float[Tensor, "b 3 3"]) -> Volumes:
+    """Crops resampled, trilinearly, about their centres; beyond an edge lies their least intensity.
+
+    Args:
+        crops: The crops.
+        matrices: From where a voxel lies, in voxels from the centre, to where its value lies.
+    """
+    sides = crops.shape[2:]
+    matrices = matrices.to(crops)
+    lines = [torch.arange(side, device=crops.device) - (side - 1) / 2 for side in sides]
+    x, y, z = torch.meshgrid(*(line.to(crops) for line in lines), indexing="ij")
+    # Sums written out: a batched product may round otherwise in another batch.
+    places = [
+        (row[:, 0] * x + row[:, 1] * y + row[:, 2] * z) * 2 / side
+        for row, side in zip(matrices[..., None, None, None].unbind(dim=1), sides, strict=True)
+    ]
+    least = crops.amin(dim=(2, 3, 4), keepdim=True)
+    grid = torch.stack(places[::-1], dim=-1)  # torch names the last axis first
+    return F.grid_sample(crops - least, grid, align_corners=False) + least
+
+
+def _turning(angles: Float[Tensor, "*n"], axis: int) -> Float[Tensor, "*n 3 3"]:
+    """Rotations about an axis, counter-clockwise if it points at the viewer."""
+    one, other = (axis + 1) % 3, (axis + 2) % 3
+    matrices = torch.eye(3, dtype=angles.dtype).repeat(*angles.shape, 1, 1)
+    matrices[..., one, one] = matrices[..., other, other] = angles.cos()
+    matrices[..., other, one] = angles.sin()
+    matrices[..., one, other] = -angles.sin()
+    return matrices
 
 
 def _change(

@@ -81,8 +81,17 @@ class ResEncUNet(Backbone):
         """Features of every stage."""
         return self.network.encoder(volumes)
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each stage but the coarsest, which is the encoder's alone."""
+        return tuple(reversed(self.channels[:-1]))
+
     def decode(self, pyramid: list[Level]) -> Level:
         """Features at full resolution."""
+        return self.decode_stages(pyramid)[-1]
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        """Features of every stage but the coarsest, which is the encoder's alone."""
         return self.network.decoder(pyramid)
 
     def head(self, features: Level) -> Level:
@@ -114,7 +123,7 @@ class ResidualEncoderUNet(nn.Module):
 
     def forward(self, volumes: Volumes) -> Level:
         """Logits at full resolution."""
-        return self.decoder.seg_layers[-1](self.decoder(self.encoder(volumes)))
+        return self.decoder.seg_layers[-1](self.decoder(self.encoder(volumes))[-1])
 
 
 class _Encoder(nn.Module):
@@ -158,12 +167,12 @@ class _Decoder(nn.Module):
         )
         self.seg_layers[:-1].requires_grad_(requires_grad=False)
 
-    def forward(self, pyramid: list[Level]) -> Level:
-        features = pyramid[-1]
+    def forward(self, pyramid: list[Level]) -> list[Level]:
+        features = [pyramid[-1]]
         skips = reversed(pyramid[:-1])
         for up, stage, skip in zip(self.transpconvs, self.stages, skips, strict=True):
-            features = stage(torch.cat([up(features), skip], dim=1))
-        return features
+            features.append(stage(torch.cat([up(features[-1]), skip], dim=1)))
+        return features[1:]
 
 
 class _Stage(nn.Module):

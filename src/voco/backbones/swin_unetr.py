@@ -118,14 +118,23 @@ class SwinUNETR(MaskedBackbone):
             net.encoder10(hidden[4]),
         ]
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels at 16, 8, 4, 2 and 1 voxels."""
+        return tuple(reversed(self.channels[:5]))
+
     def decode(self, pyramid: list[Level]) -> Level:
         """Features at full resolution."""
+        return self.decode_stages(pyramid)[-1]
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        """Features at 16, 8, 4, 2 and 1 voxels."""
         net = self.network
         ups = (net.decoder5, net.decoder4, net.decoder3, net.decoder2, net.decoder1)
-        features = pyramid[5]
+        stages = [pyramid[5]]
         for up, skip in zip(ups, reversed(pyramid[:5]), strict=True):
-            features = up(features, skip)
-        return features
+            stages.append(up(stages[-1], skip))
+        return stages[1:]
 
     def head(self, features: Level) -> Level:
         """A 1x1x1 convolution."""

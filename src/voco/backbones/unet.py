@@ -78,13 +78,22 @@ class UNet(Backbone):
             pyramid.append(down(pyramid[-1]))
         return pyramid
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels at 8, 4, 2 and 1 voxels."""
+        return (*reversed(self.channels[1:4]), self.decoded_channels)
+
     def decode(self, pyramid: list[Level]) -> Level:
         """Features at full resolution."""
+        return self.decode_stages(pyramid)[-1]
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        """Features at 8, 4, 2 and 1 voxels."""
         net = self.network
-        features = pyramid[4]
+        stages = [pyramid[4]]
         for level, up in ((3, net.upcat_4), (2, net.upcat_3), (1, net.upcat_2), (0, net.upcat_1)):
-            features = up(features, pyramid[level])
-        return features
+            stages.append(up(stages[-1], pyramid[level]))
+        return stages[1:]
 
     def head(self, features: Level) -> Level:
         """A 1x1x1 convolution."""

@@ -2,13 +2,16 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from voco.backbone import BackboneConfig, MaskedBackbone, TokenBackbone
+from voco.nn.cubes import cube_grid
 from voco.nn.masking import replaced
+from voco.nn.positions import resampled_code
 from voco.shapes import Level, Shape3, Volumes
 
 if TYPE_CHECKING:
@@ -71,8 +74,9 @@ class UNETR(TokenBackbone, MaskedBackbone):
     """MONAI's ``UNETR``: levels at 1, 2, 4, 8 and 16 voxels, for volumes of one size only.
 
     The encoder is the ViT together with the convolution blocks ``encoder1`` to ``encoder4`` that
-    feed the decoder; :meth:`tokens` and :meth:`encode_masked` use the ViT alone. Which levels an
-    embedding pools is not settled by a reference; here it is all five.
+    feed the decoder; :meth:`tokens` and :meth:`encode_masked` use the ViT alone, the former on
+    volumes of any size that 16 divides. Which levels an embedding pools is not settled by a
+    reference; here it is all five.
     """
 
     network: "unetr.UNETR"
@@ -96,6 +100,7 @@ class UNETR(TokenBackbone, MaskedBackbone):
         self.out_channels = out_channels
         self.fixed_size = config.size
         self.width = self.embedding_width = config.hidden_size
+        self._grid = cube_grid(config.size, self.patch)
         size = config.feature_size
         self.channels = (size, 2 * size, 4 * size, 8 * size, config.hidden_size)
         self.decoded_channels = size
@@ -125,27 +130,42 @@ class UNETR(TokenBackbone, MaskedBackbone):
             net.proj_feat(tokens),
         ]
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels at 8, 4, 2 and 1 voxels."""
+        return tuple(reversed(self.channels[:4]))
+
     def decode(self, pyramid: list[Level]) -> Level:
         """Features at full resolution."""
+        return self.decode_stages(pyramid)[-1]
+
+    def decode_stages(self, pyramid: list[Level]) -> list[Level]:
+        """Features at 8, 4, 2 and 1 voxels."""
         net = self.network
-        features = pyramid[4]
+        stages = [pyramid[4]]
         ups = (net.decoder5, net.decoder4, net.decoder3, net.decoder2)
         for up, skip in zip(ups, reversed(pyramid[:4]), strict=True):
-            features = up(features, skip)
-        return features
+            stages.append(up(stages[-1], skip))
+        return stages[1:]
 
     def head(self, features: Level) -> Level:
         """A 1x1x1 convolution."""
         return self.network.out(features)
 
-    def tokens(self, volumes: Volumes, keep: Tensor | None = None) -> Tokens:
+    def tokens(
+        self, volumes: Volumes, keep: Tensor | None = None, leading: Tensor | None = None
+    ) -> Tokens:
         """Encoded tokens of 16x16x16 voxels, normalised.
 
-        Tokens are dropped after the position code is added.
+        Tokens are dropped after the position code is added. Volumes of another size than the
+        network's get its code stretched over their grid.
         """
         tokens = self._placed(self.network.vit.patch_embedding.patch_embeddings(volumes))
         if keep is not None:
             tokens = tokens.take_along_dim(keep[..., None], dim=1)
+        if leading is not None:
+            first = leading.to(tokens).expand(len(tokens), -1, -1)
+            tokens = torch.cat([first, tokens], dim=1)
         return self._encoded(tokens)
 
     def encode_masked(
@@ -162,8 +182,10 @@ class UNETR(TokenBackbone, MaskedBackbone):
     def _placed(self, patches: Level) -> Tokens:
         """Embedded patches as tokens in row-major order, with their position code."""
         embedding = self.network.vit.patch_embedding
+        x, y, z = patches.shape[2:]
+        position = resampled_code(embedding.position_embeddings[0], self._grid, (x, y, z))
         tokens = rearrange(patches, "b e x y z -> b (x y z) e")
-        return embedding.dropout(tokens + embedding.position_embeddings)
+        return embedding.dropout(tokens + position)
 
     def _encoded(self, tokens: Tokens) -> Tokens:
         vit = self.network.vit

@@ -1,5 +1,6 @@
 """Where training runs: the CPU, one GPU, or all that ``torchrun`` started."""
 
+import atexit
 import os
 from typing import Any
 
@@ -45,7 +46,16 @@ def launch(precision: PrecisionName = "float32") -> Fabric:
         ],
     )
     fabric.launch()
+    if several:
+        # Fabric sees to this for NCCL alone; threads of gloo must not outlive the program either.
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """Part from the other processes; nothing, if that was done."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _precision(name: PrecisionName, device: str) -> Precision:

@@ -27,26 +27,32 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from voco.augment.spatial import draw_flips, flip
 from voco.backbone import Backbone, Part, TokenBackbone
 from voco.errors import ConfigError
 from voco.method import Method, MethodConfig, Panel, grey, middle_slices
+from voco.nn.cubes import (
+    Cubes,
+    Order,
+    blind_painting,
+    cube_grid,
+    hidden_targets,
+    painted_views,
+    painting_loss,
+    seen_count,
+    to_cubes,
+)
+from voco.nn.decoder import Decoder
 from voco.nn.freeze import freeze_unreached
-from voco.nn.unit import at_least_float32
-from voco.shapes import Shape3, Volumes
+from voco.nn.positions import position_code
+from voco.shapes import Volumes
 from voco.task import Outcome, Step
 
 Sides3 = tuple[PositiveInt, PositiveInt, PositiveInt]
-Cubes = Float[Tensor, "b _ v"]
-"""Voxels of cubes, one row for each."""
-
-_LARGEST_OUTPUT = 1e4
-"""Outputs are cut here, so that their squares stay finite."""
 _SHOWN = 4
 
 
@@ -95,7 +101,7 @@ class Views(NamedTuple):
     """Mirrored volumes, and a random order of their cubes, of which the first ones are seen."""
 
     volumes: Volumes
-    order: Int64[Tensor, "b t"]
+    order: Order
 
 
 class MAE3D(Method):
@@ -110,6 +116,8 @@ class MAE3D(Method):
             or too few cubes are left to hide and to see.
     """
 
+    position: Tensor
+
     def __init__(self, config: MAE3DConfig, backbone: Backbone) -> None:
         super().__init__()
         if not isinstance(backbone, TokenBackbone):
@@ -119,24 +127,22 @@ class MAE3D(Method):
             )
         backbone.check_size(config.crop)
         self.config, self.window, self.backbone = config, config.crop, backbone
-        sides = (side // cube for side, cube in zip(config.crop, backbone.patch, strict=True))
-        x, y, z = sides
-        self.grid: Shape3 = (x, y, z)
-        total = math.prod(self.grid)
-        self.seen = int(total * (1 - config.mask_ratio))
-        if not 0 < self.seen < total:
-            raise ConfigError(
-                f"method.mask_ratio {config.mask_ratio} leaves {self.seen} of {total} cubes to be "
-                "seen; at least one must be seen and one hidden. Choose it between "
-                f"{1 / total:.3f} and {1 - 1 / total:.3f}, or a larger method.crop."
-            )
+        self.grid = cube_grid(config.crop, backbone.patch)
+        self.seen = seen_count(self.grid, config.mask_ratio, setting="mask_ratio", size="crop")
         channels = backbone.config.in_channels
         probe = torch.zeros(1, channels, *config.crop, device="meta")
         keep = torch.zeros(1, self.seen, dtype=torch.int64, device="meta")
         freeze_unreached(backbone, lambda network: network.tokens(probe, keep))
         self.decoder = Decoder(
-            config, backbone.width, self.grid, channels * math.prod(backbone.patch)
+            backbone.width,
+            channels * math.prod(backbone.patch),
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            hidden=config.hidden,
         )
+        position = position_code(self.grid, config.width)
+        self.register_buffer("position", position, persistent=False)
 
     def views(self, volumes: Volumes, step: Step) -> Views:
         """Mirror volumes and choose which cubes are seen; where the volumes are."""
@@ -150,8 +156,7 @@ class MAE3D(Method):
         volumes, order = self.views(batch, step)
         found = self._painted(volumes, order)
         cubes = to_cubes(volumes, self.backbone.patch)
-        targets = standardised(cubes) if self.config.variant == "standardised" else cubes
-        hidden = targets.take_along_dim(order[:, self.seen :, None], dim=1)
+        hidden = hidden_targets(cubes, order, self.seen, self.config.variant)
         loss = reconstruction_loss(found, hidden, self.config.variant)
         return Outcome({"reconstruction": loss}, self._health(cubes, hidden, order))
 
@@ -167,7 +172,13 @@ class MAE3D(Method):
         """What is seen of volumes, all of them painted, and as they were."""
         with torch.no_grad():
             views = self.views(volumes[:_SHOWN], step)
-            pictures = self._pictures(*views)
+            pictures = painted_views(
+                views.volumes,
+                self._painted(*views),
+                views.order,
+                cube=self.backbone.patch,
+                targets=self.config.variant,
+            )
         slices = {name: middle_slices(view, _SHOWN) for name, view in pictures.items()}
         return [
             Panel(f"{name} {at}", grey(images[at]))
@@ -175,114 +186,23 @@ class MAE3D(Method):
             for name, images in slices.items()
         ]
 
-    def _painted(self, volumes: Volumes, order: Int64[Tensor, "b t"]) -> Cubes:
+    def _painted(self, volumes: Volumes, order: Order) -> Cubes:
         """What is predicted of the hidden cubes, in their order."""
         tokens = self.backbone.tokens(volumes, order[:, : self.seen])
-        return self.decoder(tokens, order)
-
-    def _pictures(self, volumes: Volumes, order: Int64[Tensor, "b t"]) -> dict[str, Volumes]:
-        cubes = to_cubes(volumes, self.backbone.patch)
-        found = self._painted(volumes, order).to(cubes)
-        at = order[:, self.seen :, None].expand_as(found)
-        if self.config.variant == "standardised":
-            # The true mean and spread of a cube bring its prediction back to the volume's range.
-            truth = cubes.gather(1, at)
-            found = found * truth.std(dim=2, keepdim=True) + truth.mean(dim=2, keepdim=True)
-        views = {
-            "seen": cubes.scatter(1, at, torch.zeros_like(found)),
-            "painted": cubes.scatter(1, at, found),
-            "volume": cubes,
-        }
-        return {
-            name: from_cubes(view, self.grid, self.backbone.patch) for name, view in views.items()
-        }
+        return self.decoder(tokens, order, self.position)
 
     @torch.no_grad()
-    def _health(self, cubes: Cubes, hidden: Cubes, order: Tensor) -> dict[str, Tensor]:
+    def _health(self, cubes: Cubes, hidden: Cubes, order: Order) -> dict[str, Tensor]:
         """What a guess that knows nothing of a hidden cube costs, and how many have no contrast.
 
-        ``loss_chance`` is of guessing 0, the mean of standardised targets, or, where they are raw,
-        the mean of the cubes that are seen. ``uniform_share``: of the hidden cubes, those of a
-        single intensity.
+        ``uniform_share``: of the hidden cubes, those of a single intensity.
         """
-        guess = torch.zeros_like(hidden)
-        if self.config.variant == "raw":
-            seen = cubes.take_along_dim(order[:, : self.seen, None], dim=1)
-            guess = guess + seen.mean(dim=(1, 2), keepdim=True)
+        guess = blind_painting(cubes, order, self.seen, self.config.variant)
         uniform = hidden.amax(dim=2) == hidden.amin(dim=2)
         return {
             "loss_chance": reconstruction_loss(guess, hidden, self.config.variant),
             "uniform_share": uniform.float().mean(),
         }
-
-
-class Decoder(nn.Module):
-    """A transformer from the tokens of seen cubes to the voxels of hidden ones.
-
-    Args:
-        config: The settings.
-        features: Length of an encoded token.
-        grid: Cubes along each axis.
-        voxels: Numbers in a cube, over all channels.
-    """
-
-    position: Tensor
-
-    def __init__(self, config: MAE3DConfig, features: int, grid: Shape3, voxels: int) -> None:
-        super().__init__()
-        self.embed = nn.Linear(features, config.width)
-        self.mask_token = nn.Parameter(torch.empty(config.width).normal_(std=0.02))
-        self.register_buffer("position", position_code(grid, config.width), persistent=False)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                config.width,
-                config.heads,
-                config.hidden,
-                dropout=0.0,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(config.width)
-        self.out = nn.Linear(config.width, voxels)
-
-    def forward(self, seen: Float[Tensor, "b s e"], order: Int64[Tensor, "b t"]) -> Cubes:
-        """Predictions of the hidden cubes, in their order.
-
-        Args:
-            seen: Encoded tokens of the first cubes of the order.
-            order: Of all cubes.
-        """
-        count, known = seen.shape[:2]
-        embedded = self.embed(seen)
-        masks = self.mask_token.to(embedded).expand(count, order.shape[1] - known, -1)
-        tokens = torch.cat([embedded, masks], dim=1) + self.position[order].to(embedded)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.out(self.norm(tokens[:, known:]))
-
-
-def to_cubes(volumes: Volumes, cube: Shape3) -> Cubes:
-    """Volumes cut into cubes, in row-major order; within a cube, channels run innermost."""
-    x, y, z = cube
-    return rearrange(
-        volumes, "b c (i x) (j y) (k z) -> b (i j k) (x y z c)", x=x, y=y, z=z
-    ).contiguous()
-
-
-def from_cubes(cubes: Cubes, grid: Shape3, cube: Shape3) -> Volumes:
-    """Volumes put together from their cubes: undoes :func:`to_cubes`."""
-    (i, j, _), (x, y, z) = grid, cube
-    return rearrange(cubes, "b (i j k) (x y z c) -> b c (i x) (j y) (k z)", i=i, j=j, x=x, y=y, z=z)
-
-
-def standardised(cubes: Cubes) -> Cubes:
-    """Cubes at zero mean and unit variance, each by itself; one of a single intensity is zero."""
-    values = at_least_float32(cubes)
-    centred = values - values.mean(dim=2, keepdim=True)
-    return centred * (centred.square().mean(dim=2, keepdim=True) + 1e-6).rsqrt()
 
 
 def reconstruction_loss(
@@ -292,22 +212,4 @@ def reconstruction_loss(
 
     In at least float32, with autocast off.
     """
-    with torch.autocast(found.device.type, enabled=False):
-        cut = at_least_float32(found).clamp(-_LARGEST_OUTPUT, _LARGEST_OUTPUT)
-        errors = cut - at_least_float32(true)
-        return (errors.square() if variant == "standardised" else errors.abs()).mean()
-
-
-def position_code(grid: Shape3, width: int) -> Float[Tensor, "t e"]:
-    """Sines, then cosines, of where a cube is along x, then y, then z.
-
-    Frequencies fall from 1 to nearly 1/10000, as in the transformer of Vaswani et al. (2017).
-
-    Args:
-        grid: Cubes along each axis.
-        width: Length of a code; a multiple of 6.
-    """
-    frequencies = 10_000.0 ** -(torch.arange(width // 6) / (width // 6))
-    places = torch.cartesian_prod(*(torch.arange(side) for side in grid)).float()
-    angles = places[:, :, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1)
+    return painting_loss(found, true, "squared" if variant == "standardised" else "absolute")

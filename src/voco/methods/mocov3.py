@@ -17,7 +17,6 @@ Sizes of windows and crops are our choice, as no 3D settings of the authors exis
 many volumes: with few per step (below about 32 in all) the pairs soon tell themselves apart.
 """
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -30,7 +29,7 @@ from voco.augment.pairs import cut_pairs
 from voco.backbone import Backbone
 from voco.embedding import Embedder, Levels
 from voco.method import Method, MethodConfig, Panel, pair_panels
-from voco.nn.ema import distance, follow, teacher_of
+from voco.nn.ema import distance, follow, rising, teacher_of
 from voco.nn.gather import first_row, gathered_rows
 from voco.nn.heads import projector
 from voco.nn.health import effective_rank
@@ -185,8 +184,8 @@ class MoCoV3(Method):
 
     def momentum(self, step: Step) -> float:
         """How much of the copy stays in a step."""
-        ramp = (1 + math.cos(math.pi * step.progress)) / 2 if self.config.momentum_ramp else 1.0
-        return 1 - (1 - self.config.momentum) * ramp
+        momentum = self.config.momentum
+        return rising(momentum, step.progress) if self.config.momentum_ramp else momentum
 
     def handover(self) -> Backbone:
         """The backbone that is trained by gradients, as in the reference."""

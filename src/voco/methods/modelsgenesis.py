@@ -29,28 +29,24 @@ What differs here:
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
-from voco.augment.blocks import draw_blocks, numbered_voxels
+from voco.augment.damage import block_sides, curved, painted, shuffled
 from voco.augment.spatial import flip
 from voco.backbone import Backbone
 from voco.draws import Draws
 from voco.method import Method, MethodConfig, Panel, grey, middle_slices
 from voco.nn.freeze import freeze_unreached
+from voco.nn.restoration import restoration_health, restoration_loss
 from voco.nn.unit import at_least_float32
-from voco.shapes import Boxes, Shape3, Volumes
+from voco.shapes import Volumes
 from voco.task import Outcome, Step
 
 Sides3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 _FLIP_AGAIN, _MOST_FLIPS = 0.4, 3
-_BOX_AGAIN, _MOST_BOXES = 0.95, 5
-_BORDER = 3
-"""Voxels between a painted box and the border, where there is room."""
-_SAMPLES = 100_000
-"""Points of a curve."""
 _SHOWN = 4
 _LARGEST_OUTPUT = 1e4
 """Outputs are cut here, so that their squares stay finite."""
@@ -138,9 +134,27 @@ class ModelsGenesis(Method):
         config, draws, count = self.config, step.draws, len(volumes)
         clean = flip(volumes, draw_flips(draws.child(1), count, config.flips).flatten(0, 1))
         values = self._scaled(clean)
-        values = shuffled(values, draws.child(2), config)
-        values = curved(values, draws.child(3), config)
-        values = painted(values, draws.child(4), config)
+        shortest, longest = block_sides(config.crop)
+        values = shuffled(
+            values,
+            draws.child(2),
+            probability=config.shuffle_probability,
+            blocks=config.shuffle_blocks,
+            shortest=shortest,
+            longest=longest,
+        )
+        values = curved(
+            values,
+            draws.child(3),
+            probability=config.curve_probability,
+            inverted_probability=config.inverted_probability,
+        )
+        values = painted(
+            values,
+            draws.child(4),
+            probability=config.paint_probability,
+            inpaint_share=config.inpaint_share,
+        )
         low, high = config.intensities
         return Views(low + values * (high - low), clean)
 
@@ -148,9 +162,9 @@ class ModelsGenesis(Method):
         """The loss of a batch, and what guesses would cost."""
         damaged, clean = self.views(batch, step)
         found = self._restored(damaged)
-        with torch.autocast(found.device.type, enabled=False):
-            loss = restoration_loss(found, self._scaled(clean))
-        return Outcome({"restoration": loss}, self._health(damaged, clean))
+        damaged, clean = self._scaled(damaged), self._scaled(clean)
+        loss = restoration_loss(found, clean)
+        return Outcome({"restoration": loss}, restoration_health(damaged, clean))
 
     def handover(self) -> Backbone:
         """The backbone, encoder and decoder; the method's own output layer stays behind."""
@@ -180,24 +194,8 @@ class ModelsGenesis(Method):
             return found.sigmoid()
         return found.clamp(-_LARGEST_OUTPUT, _LARGEST_OUTPUT)
 
-    @torch.no_grad()
-    def _health(self, damaged: Volumes, clean: Volumes) -> dict[str, Tensor]:
-        # What guesses cost: each volume's mean, or the damaged volume as it is.
-        truth = self._scaled(clean)
-        mean = truth.mean(dim=(1, 2, 3, 4), keepdim=True)
-        return {
-            "mean_chance": restoration_loss(mean.expand_as(truth), truth),
-            "untouched_chance": restoration_loss(self._scaled(damaged), truth),
-            "outside_share": ((truth < 0) | (truth > 1)).float().mean(),
-        }
 
-
-def restoration_loss(found: Volumes, clean: Volumes) -> Float[Tensor, ""]:
-    """Mean squared error over *all* voxels, damaged or not; in at least float32."""
-    return (at_least_float32(found) - at_least_float32(clean)).square().mean()
-
-
-# ---- mirroring and shuffling ------------------------------------------------------------------
+# ---- mirroring --------------------------------------------------------------------------------
 
 
 def draw_flips(
@@ -215,170 +213,3 @@ def draw_flips(
     chosen = draws.integers(count, _MOST_FLIPS, high=3) - int(axes == "reference")
     times = (again[..., None] * (chosen[..., None] == torch.arange(3))).sum(dim=1, keepdim=True)
     return times % 2 == 1
-
-
-def shuffled(volumes: Volumes, draws: Draws, config: ModelsGenesisConfig) -> Volumes:
-    """Volumes, some of them with voxels shuffled within small blocks.
-
-    Args:
-        volumes: The volumes.
-        draws: Random numbers.
-        config: How likely, and how many blocks.
-    """
-    count, size = len(volumes), _size(volumes)
-    chosen = draws.uniform(count) < config.shuffle_probability
-    seeds = draws.integers(count, high=1 << 62)
-    longest = torch.tensor([max(1, side // 10) for side in size])
-    boxes = draw_blocks(
-        draws, count, config.shuffle_blocks, size, shortest=torch.ones(3).long(), longest=longest
-    )
-    rows = volumes.flatten(2)
-    return torch.stack(
-        [
-            row[:, origins(box.to(row.device), size, seed)] if yes else row
-            for row, box, seed, yes in zip(rows, boxes, seeds.tolist(), chosen, strict=True)
-        ]
-    ).view_as(volumes)
-
-
-def origins(boxes: Boxes, size: Shape3, seed: int) -> Int64[Tensor, "v"]:
-    """From which voxel each voxel of a volume comes, if voxels are shuffled within boxes.
-
-    All boxes at once: a voxel in several boxes comes from within the last of them.
-
-    Args:
-        boxes: Inside the volume.
-        size: Voxels of the volume; they are numbered with z innermost.
-        seed: Of the orders within the boxes.
-    """
-    device = boxes.device
-    box, place = numbered_voxels(boxes, size)
-    generator = torch.Generator(device).manual_seed(seed)
-    noise = torch.rand(len(box), generator=generator, device=device, dtype=torch.float64)
-    order = (box + noise).argsort()  # sorts within each box alone
-    voxels = torch.arange(size[0] * size[1] * size[2], device=device)
-    last = torch.full_like(voxels, -1).scatter_reduce(0, place, box, "amax")
-    counted = box == last[place]
-    voxels[place[counted]] = place[order][counted]
-    return voxels
-
-
-# ---- curves -----------------------------------------------------------------------------------
-
-
-def curved(volumes: Volumes, draws: Draws, config: ModelsGenesisConfig) -> Volumes:
-    """Volumes, most of them with intensities sent through a random curve.
-
-    Args:
-        volumes: In [0, 1]; where a curve is applied, what lies outside is cut.
-        draws: Random numbers.
-        config: How likely.
-    """
-    count = len(volumes)
-    chosen = draws.uniform(count) < config.curve_probability
-    inverted = draws.uniform(count) < config.inverted_probability
-    points = draws.uniform(count, 2, 2)
-    rows = chosen.nonzero()[:, 0]
-    if not len(rows):
-        return volumes
-    placed = rows.to(volumes.device)
-    x, y = (side.to(volumes) for side in curve(points[rows], inverted[rows]))
-    return volumes.index_copy(0, placed, interpolated(volumes[placed], x, y))
-
-
-def curve(
-    points: Float[Tensor, "b two 2"], inverted: Bool[Tensor, "b"], samples: int = _SAMPLES
-) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
-    """Cubic Bezier curves from (0, 0) to (1, 1), or mirrored: from (0, 1) to (1, 0).
-
-    Args:
-        points: The two inner control points, in [0, 1]; so both coordinates rise throughout.
-        inverted: Which curves fall.
-        samples: Points of a curve.
-
-    Returns:
-        Inputs, rising, and outputs.
-    """
-    t = torch.linspace(0, 1, samples)
-    weights = torch.stack([3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t)])
-    x, y = (points.mT @ weights + t**3).sort(dim=-1).values.unbind(dim=1)
-    return x, torch.where(inverted[:, None], y.flip(1), y)
-
-
-def interpolated(volumes: Volumes, x: Float[Tensor, "b n"], y: Float[Tensor, "b n"]) -> Volumes:
-    """Intensities sent through curves, linearly between their points.
-
-    Args:
-        volumes: The volumes.
-        x: Inputs, rising; intensities beyond the first and the last are cut to them.
-        y: Outputs.
-    """
-    values = volumes.flatten(1).minimum(x[:, -1:]).maximum(x[:, :1])
-    above = torch.searchsorted(x.contiguous(), values).clamp(1, x.shape[1] - 1)
-    left, right = x.gather(1, above - 1), x.gather(1, above)
-    low, high = y.gather(1, above - 1), y.gather(1, above)
-    # Points may coincide where a curve is steep.
-    part = ((values - left) / (right - left).clamp(min=1e-12)).clamp(0, 1)
-    return (low + part * (high - low)).view_as(volumes)
-
-
-# ---- painting ---------------------------------------------------------------------------------
-
-
-def painted(volumes: Volumes, draws: Draws, config: ModelsGenesisConfig) -> Volumes:
-    """Volumes, most of them with noise in boxes or around them.
-
-    Args:
-        volumes: The volumes.
-        draws: Random numbers.
-        config: How likely.
-    """
-    noise = torch.special.ndtr(draws.noise_like(volumes))  # of normal numbers: uniform ones
-    hidden = draw_hidden(draws, len(volumes), _size(volumes), config)
-    return torch.where(hidden.to(volumes.device)[:, None], noise, volumes)
-
-
-def draw_hidden(
-    draws: Draws, count: int, size: Shape3, config: ModelsGenesisConfig
-) -> Bool[Tensor, "b x y z"]:
-    """Which voxels become noise: those in up to five boxes, or all outside of one to five larger.
-
-    Args:
-        draws: Random numbers.
-        count: Volumes of this process.
-        size: Voxels of a volume.
-        config: How likely each of the two is.
-    """
-    chosen = draws.uniform(count) < config.paint_probability
-    inner = draws.uniform(count) < config.inpaint_share
-    again = draws.uniform(count, _MOST_BOXES) < _BOX_AGAIN
-    again[:, 0] |= ~inner  # without a box, all would be hidden
-    sides = torch.tensor(size)
-    shortest = torch.stack([sides - 4 * sides // 7, sides // 6])
-    longest = torch.stack([sides - 3 * sides // 7, sides // 3])
-    large, small = (
-        draw_blocks(draws, count, _MOST_BOXES, size, shortest=least, longest=most, border=_BORDER)
-        for least, most in zip(shortest, longest, strict=True)
-    )
-    boxes = torch.where(inner[:, None, None, None], small, large)
-    numbers = again.long().cumprod(dim=1).sum(dim=1)
-    inside = torch.stack(
-        [_union(row[:number], size) for row, number in zip(boxes, numbers.tolist(), strict=True)]
-    )
-    return (inside == _per_voxel(inner)) & _per_voxel(chosen)
-
-
-def _union(boxes: Boxes, size: Shape3) -> Bool[Tensor, "x y z"]:
-    inside = torch.zeros(size, dtype=torch.bool)
-    for start, stop in boxes.tolist():
-        inside[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = True
-    return inside
-
-
-def _size(volumes: Volumes) -> Shape3:
-    x, y, z = volumes.shape[2:]
-    return (x, y, z)
-
-
-def _per_voxel(chosen: Bool[Tensor, "b"]) -> Bool[Tensor, "b 1 1 1"]:
-    return chosen.view(-1, 1, 1, 1)

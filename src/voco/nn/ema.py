@@ -1,6 +1,7 @@
 """Teachers: copies of a network that follow it as an exponential moving average."""
 
 import copy
+import math
 from typing import TypeVar
 
 import torch
@@ -36,6 +37,16 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     ours, theirs = _pairs(teacher, student)
     # A third of the time of a loop over tensors.
     torch._foreach_lerp_(ours, theirs, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def rising(momentum: float, progress: float) -> float:
+    """How much of a teacher stays where that rises to 1 along half a cosine over the run.
+
+    Args:
+        momentum: What stays in the first step.
+        progress: How much of the run is done, from 0 to 1.
+    """
+    return 1 - (1 - momentum) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @torch.no_grad()

@@ -64,6 +64,8 @@ class Evaluation:
             first, second = self.comparison["names"]
             lines += [f"{first} minus {second}, on the same cases:"]
             lines += [_mean_line(name, e) for name, e in self.comparison["mean"].items()]
+        if self.summary["cases"] < _FEW:
+            lines += [f"intervals over fewer than {_FEW} cases are too narrow to be relied on"]
         lines += [f"not measured: {case}: {reason}" for case, reason in self.problems]
         return "\n".join(lines)
 
@@ -149,6 +151,9 @@ def evaluate(
         _draw(out, tables[0], predictions, references, Path(images))
     return Evaluation(out, tables[0], summary, comparison, problems)
 
+
+_FEW = 10
+"""Cases below which a bootstrap is known to give intervals that are too narrow."""
 
 Done = tuple[dict[str, Any], dict[str, Any] | None, list[list[Score]], list[Problem]]
 """Summary, comparison, tables (of the second predictions too), problems."""
@@ -367,7 +372,8 @@ def _draw(
 def _mean_line(metric: str, entry: dict[str, Any]) -> str:
     value = entry["difference"] if "difference" in entry else entry["mean"]
     low, high = entry["interval"]
-    unit = f" {entry['unit']}" if entry.get("unit") else ""
+    known = next((unit for name, unit in UNITS.items() if name == metric), "")
+    unit = f" {known}" if known else ""
     if value is None:
         return f"  {metric}: not defined"
     interval = "" if low is None else f" (95 % interval {low:.3f} to {high:.3f})"

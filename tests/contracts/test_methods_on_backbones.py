@@ -1,0 +1,176 @@
+"""Every method with every backbone that it fits: the networks themselves, not a stand-in.
+
+The battery in ``test_methods`` runs on a network of three convolutions. Here each pair of a method
+and a real network trains for a moment, in one test, since building them takes longest.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from tiny import step_at
+
+from voco.backbone import Backbone
+from voco.backbones import BackboneSettings
+from voco.errors import ConfigError
+from voco.method import Method
+from voco.methods import MethodSettings, available
+
+NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
+    "resenc_unet": ({"features": (4, 6, 8), "blocks": (1, 1, 1)}, 8),
+    "unet": ({"features": (4, 4, 4, 6, 8, 4)}, 32),
+    "unetr": (
+        {
+            "size": (32, 32, 32),
+            "feature_size": 4,
+            "hidden_size": 24,
+            "mlp_dim": 8,
+            "num_heads": 2,
+        },
+        32,
+    ),
+    "swin_unetr": ({"feature_size": 12, "depths": (1, 1, 1, 1), "use_v2": False}, 64),
+}
+"""Small settings of every backbone, and a side of a cube that it can be trained on."""
+
+_HEADS = {"hidden": 8, "width": 8}
+
+
+def _pair(side: int) -> dict[str, Any]:
+    return {"window": 3 * [side + 2], "crop": 3 * [side]}
+
+
+SETTINGS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "voco": lambda s: {"grid": [2, 1, 1], "crop": 3 * [s], "query_count": 1, **_HEADS},
+    "simclr": lambda s: {**_pair(s), "pairs": 1, **_HEADS},
+    "mocov3": lambda s: {**_pair(s), "variant": "convolution", **_HEADS},
+    "vicregl": lambda s: {**_pair(s), "map_hidden": 6, "map_width": 4, **_HEADS},
+    "jigsaw": lambda s: {
+        "grid": [2, 1, 1],
+        "cell": 3 * [s],
+        "patch": 3 * [s - 1],
+        "size": 3 * [s],
+        "orders": 2,
+        "hidden": [8],
+    },
+    "positionlabel": lambda s: {"crop": 3 * [s], "pairs": 50},
+    "rot": lambda s: {"side": s, "hidden": [8]},
+    "volumefusion": lambda s: {"window": 3 * [s], "crop": 3 * [s], "least_edge": 2},
+    "modelsgenesis": lambda s: {"crop": 3 * [s], "shuffle_blocks": 10},
+    "mae3d": lambda s: {"crop": 3 * [s], "width": 12, "depth": 1, "heads": 2, "hidden": 8},
+    "simmim": lambda s: {"crop": 3 * [s], "cube": 3 * [16]},
+    "rubik": lambda s: {"side": s, "discriminator_channels": [4, 4]},
+    "s3d": lambda s: {"crop": 3 * [s], "block": s // 4},
+    "glmae": lambda s: {
+        "window": 3 * [s],
+        "global_crop": 3 * [s],
+        "local_crop": 3 * [s],
+        "local_crops": 1,
+        "width": 12,
+        "depth": 1,
+        "heads": 2,
+        "hidden": 8,
+        "head_widths": [8, 4],
+        "prototypes": 4,
+    },
+    "swinunetr": lambda s: {"crop": 3 * [s], "width": 8, "swap_among": 2},
+    "swinmm": lambda s: {"side": s, "block": s // 4, "width": 8},
+    "pcrl": lambda s: {
+        "window": 3 * [s],
+        "sizes": [3 * [s]],
+        "crop": 3 * [s],
+        "shuffle_blocks": 10,
+        "queue": 8,
+    },
+    "pcrlv2": lambda s: {
+        "window": 3 * [s],
+        "sizes": [3 * [s]],
+        "crop": 3 * [s],
+        "local_sizes": [3 * [s]],
+        "local_crop": 3 * [s],
+        "local_crops": 1,
+    },
+    "gvsl": lambda s: {"crop": 3 * [s], "affine_width": 8},
+}
+"""Small settings of every method for cubes of a side."""
+
+FITS: dict[str, set[str]] = {
+    "mae3d": {"unetr"},
+    "glmae": {"unetr"},
+    "simmim": {"unetr", "swin_unetr"},
+    "s3d": {"resenc_unet", "unet"},
+}
+"""Methods that need something special of a network; the others fit all."""
+
+PAIRS = [
+    (method, network)
+    for method in SETTINGS
+    for network in NETWORKS
+    if network in FITS.get(method, set(NETWORKS))
+]
+UNFIT = [
+    (method, network)
+    for method, fitting in FITS.items()
+    for network in NETWORKS
+    if network not in fitting
+]
+
+
+def network_of(name: str) -> Backbone:
+    torch.manual_seed(0)
+    settings = {"name": name, **NETWORKS[name][0]}
+    return TypeAdapter(BackboneSettings).validate_python(settings).build()
+
+
+def built(method: str, network: str) -> Method:
+    settings = {"name": method, **SETTINGS[method](NETWORKS[network][1])}
+    return TypeAdapter(MethodSettings).validate_python(settings).build(network_of(network))
+
+
+def gradients(method: Method, number: int) -> None:
+    """One pass, there and back; everything finite, everything trained is reached."""
+    volumes = torch.rand((2, 1, *method.window), generator=torch.Generator().manual_seed(number))
+    method.before_step(step_at(number))
+    losses = method(volumes, step_at(number)).losses
+    total = torch.stack(list(losses.values())).sum()
+    assert total.dtype == torch.float32
+    assert torch.isfinite(total)
+    total.backward()
+    for name, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all()), name
+
+
+def test_every_method_is_here():
+    assert set(SETTINGS) == set(available())
+
+
+@pytest.mark.parametrize(("method", "network"), PAIRS)
+def test_a_method_trains_what_it_hands_over(method, network):
+    trained = built(method, network)
+    backbone = trained.handover()
+    before = {name: value.clone() for name, value in backbone.network.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=0.1)
+    gradients(trained, 0)
+    trained.after_backward(step_at(0))
+    optimizer.step()
+    trained.after_step(step_at(0))
+    after = backbone.network.state_dict()
+    assert all(bool(torch.isfinite(value).all()) for value in after.values())
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    handed = tuple(p for part in trained.trained_parts() for p in backbone.prefixes(part))
+    assert any(name.startswith(handed) for name in changed)
+    # A transformer of 64 cubed in half precision takes a CPU many seconds: once is enough.
+    if network != "swin_unetr" or method == "positionlabel":
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            gradients(trained, 1)
+
+
+@pytest.mark.parametrize(("method", "network"), UNFIT)
+def test_a_method_refuses_a_network_that_does_not_fit_and_names_those_that_do(method, network):
+    with pytest.raises(ConfigError) as refusal:
+        built(method, network)
+    assert all(name in str(refusal.value) for name in FITS[method])

@@ -1,0 +1,36 @@
+"""Every method still learns as it did when its curve was recorded (``make golden``)."""
+
+import pytest
+
+from golden.curves import LOOKS, STEPS, read, run, torsos
+from voco.methods import available
+
+POINT = 3
+"""The step that is looked at again."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return torsos(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_recorded_curve_is_complete(name):
+    looks, bands = read(name)
+    assert tuple(looks) == LOOKS
+    assert looks[-1] == STEPS
+    assert "loss" in bands
+    for band in bands.values():
+        assert len(band.low) == len(band.mean) == len(band.high) == len(looks)
+        assert all(a <= b <= c for a, b, c in zip(*band, strict=True))
+
+
+@pytest.mark.xdist_group("golden")
+@pytest.mark.parametrize("name", available())
+def test_the_first_steps_lie_in_the_recorded_band(name, store):
+    figures = run(name, store, 0, upto=POINT)[POINT]
+    looks, bands = read(name)
+    assert set(figures) == set(bands)
+    for key, value in figures.items():
+        low, high = bands[key].around(looks.index(POINT))
+        assert low <= value <= high, key

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voco.augment.drops import covered, draw_drops, filled_with_noise
+from voco.augment.blocks import covered
+from voco.augment.drops import draw_drops, filled_with_noise
 from voco.draws import Draws
 
 EDGES = (0.05, 0.25)

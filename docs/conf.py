@@ -1,5 +1,6 @@
 """Settings of the documentation (Sphinx)."""
 
+import importlib
 import os
 import re
 from contextlib import redirect_stdout
@@ -11,6 +12,7 @@ from sphinx import addnodes
 from voco import __version__
 from voco.cli import COMMANDS, main
 from voco.config import Config
+from voco.methods import available
 
 project = "voco"
 author = "the voco authors"
@@ -58,6 +60,20 @@ def write_help(app) -> None:  # noqa: ANN001 (Sphinx's application)
             raise RuntimeError(f"voco {name} --help ended with {status}")
 
 
+def write_methods(app) -> None:  # noqa: ANN001
+    """A page for every method: what its file says of it, and how it learns."""
+    folder = Path(app.srcdir) / "methods"
+    for name in available():
+        module = f"voco.methods.{name}"
+        first = (importlib.import_module(module).__doc__ or "").split("\n", 1)[0]
+        curves = ""
+        if (folder / f"{name}.svg").exists():
+            curves = f"## How it learns\n\n![losses and health figures]({name}.svg)\n\n"
+        (folder / f"{name}.md").write_text(
+            f"# {first.split(':')[0]}\n\n{curves}```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+        )
+
+
 def hide_settings_in_signature(app, what, name, obj, *rest):  # noqa: ANN001, ANN201, ANN002, ARG001
     """Settings are listed one by one below their class, so its signature need not repeat them."""
     return ("", None) if isinstance(obj, type) and issubclass(obj, Config) else None
@@ -81,6 +97,7 @@ def shorten_types(app, doctree) -> None:  # noqa: ANN001, ARG001
 def setup(app) -> None:  # noqa: ANN001 (Sphinx's application)
     """Hook up."""
     app.connect("builder-inited", write_help)
+    app.connect("builder-inited", write_methods)
     app.connect("autodoc-process-signature", hide_settings_in_signature)
     app.connect("autodoc-process-docstring", keep_colons, priority=400)
     app.connect("doctree-read", shorten_types)

@@ -10,6 +10,10 @@ import yaml
 from voco.cli import COMMANDS, DONE, INCOMPLETE, USAGE, main
 
 
+TAKE_A_RECIPE = {"pretrain", "finetune", "compare"}
+"""Their help shows a recipe's settings, so it needs one."""
+
+
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == DONE
     printed = capsys.readouterr().out
@@ -26,7 +30,7 @@ def test_a_misspelt_command_gets_the_nearest_one(capsys):
     assert "Did you mean 'pretrain'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in {"pretrain", "finetune"}])
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in TAKE_A_RECIPE])
 def test_every_command_has_help(name, capsys):
     assert main([name, "--help"]) == DONE
     assert "usage: voco" in capsys.readouterr().out

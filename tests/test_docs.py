@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from voco.methods import available
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "src" / "voco").rglob("*.py"))
@@ -81,3 +83,15 @@ def test_recipes_that_are_called_by_name_come_along(page):
     )
     shipped = {file.stem for file in (ROOT / "recipes").glob("*.yaml")}
     assert names <= shipped
+
+
+def test_the_table_of_methods_is_complete():
+    page = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| \[`(\w+)`\]", page, re.MULTILINE)) == sorted(available())
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_method_has_a_recipe_and_one_that_only_shows_that_it_works(name):
+    shipped = {file.stem for file in (ROOT / "recipes").glob("*.yaml")}
+    assert {"voco-swin-b", "smoke"} <= shipped
+    assert name == "voco" or {name, f"smoke-{name}"} <= shipped

@@ -12,8 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from voco.comparison.run import compare as compare
+    from voco.comparison.settings import ComparisonConfig as ComparisonConfig
     from voco.recipes import FinetuneConfig as FinetuneConfig
     from voco.recipes import PretrainConfig as PretrainConfig
+    from voco.recipes import ProbeConfig as ProbeConfig
     from voco.weights import load as load
     from voco.workflows.evaluate import evaluate as evaluate
     from voco.workflows.finetune import finetune as finetune
@@ -21,14 +24,18 @@ if TYPE_CHECKING:
     from voco.workflows.predict import predict as predict
     from voco.workflows.prepare import prepare as prepare
     from voco.workflows.pretrain import pretrain as pretrain
+    from voco.workflows.probe import probe as probe
     from voco.workflows.report import report as report
     from voco.workflows.verify import verify as verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ComparisonConfig": "voco.comparison.settings",
     "FinetuneConfig": "voco.recipes",
     "PretrainConfig": "voco.recipes",
+    "ProbeConfig": "voco.recipes",
+    "compare": "voco.comparison.run",
     "evaluate": "voco.workflows.evaluate",
     "finetune": "voco.workflows.finetune",
     "load": "voco.weights",
@@ -36,6 +43,7 @@ _HOMES = {
     "predict": "voco.workflows.predict",
     "prepare": "voco.workflows.prepare",
     "pretrain": "voco.workflows.pretrain",
+    "probe": "voco.workflows.probe",
     "report": "voco.workflows.report",
     "verify": "voco.workflows.verify",
 }

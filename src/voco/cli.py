@@ -298,6 +298,9 @@ def _pretrain(words: Words) -> int:
         data: tuple[Path, ...],
         out: Path,
         weights: Path | None = None,
+        probe_data: Annotated[
+            tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")
+        ] = (),
         resume: bool = False,
         overwrite: bool = False,
         recipe: Annotated[PretrainConfig, tyro.conf.arg(name="")] = config,
@@ -308,6 +311,8 @@ def _pretrain(words: Words) -> int:
             data: One store, or several.
             out: The run folder.
             weights: Start from the backbone of another run instead of from random weights.
+            probe_data: Labelled stores that the features are asked about every probe_every
+                steps; the network never learns from them.
             resume: Go on from the last checkpoint in the run folder.
             overwrite: Replace what is there.
             recipe: Settings.
@@ -315,12 +320,52 @@ def _pretrain(words: Words) -> int:
         from voco.workflows.pretrain import pretrain as run
         from voco.workflows.report import report
 
-        folder = run(recipe, data, out, resume=resume, overwrite=overwrite, weights=weights)
+        folder = run(
+            recipe,
+            data,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            weights=weights,
+            probe_data=probe_data,
+        )
         if _first_process():
             print(f"weights: {folder / 'weights.safetensors'}\nreport:  {report(folder)}")
         return DONE
 
     return _call(pretrain, rest, f"pretrain {path}")
+
+
+def _probe(words: Words) -> int:
+    from voco.recipes import ProbeConfig
+
+    def probe(
+        weights: Positional[Path],
+        *,
+        data: tuple[Path, ...],
+        out: Path,
+        device: str | None = None,
+        overwrite: bool = False,
+        settings: Annotated[ProbeConfig, tyro.conf.arg(name="")] = ProbeConfig(),  # noqa: B008
+    ) -> int:
+        """Ask frozen features which labels they tell apart: a linear probe and nearest neighbours.
+
+        The untrained network with the random weights of the same seed is asked the same.
+
+        Args:
+            weights: A run folder, or its weight file.
+            data: One store with labelled cases, or several.
+            out: Folder to write.
+            device: Such as cuda:1; the GPU if there is one, else the CPU.
+            overwrite: Replace what is there.
+            settings: Settings.
+        """
+        from voco.workflows.probe import probe as run
+
+        print(run(weights, data, out, settings, device=device, overwrite=overwrite))
+        return DONE
+
+    return _call(probe, words, "probe")
 
 
 def _finetune(words: Words) -> int:
@@ -359,6 +404,90 @@ def _finetune(words: Words) -> int:
     return _call(finetune, rest, f"finetune {path}")
 
 
+def _compare(words: Words) -> int:
+    from voco.comparison.settings import RAW_KEYS
+
+    path, given = _named_recipe(words, "compare")
+    changes, rest = _changes(given, RAW_KEYS)
+
+    def compare(
+        *, out: Path, resume: bool = False, overwrite: bool = False, dry_run: bool = False
+    ) -> int:
+        """Run several methods under one protocol, and say which was better beyond chance.
+
+        Any number of processes may work in one folder at the same time, also on several
+        machines: each started with --resume. Keys of the recipe are options as well, with values
+        as in YAML: --labels "[5, 10]", --pretraining.steps 600, --data STORE.
+
+        Args:
+            out: The comparison's folder.
+            resume: Go on with what lies there; failed jobs are tried once more.
+            overwrite: Remove what lies there.
+            dry_run: Only say what would be run, and what is done already.
+        """
+        from voco.comparison.run import compare as run
+        from voco.comparison.run import preview
+
+        config = _comparison(path, changes)
+        if dry_run:
+            print(preview(config, out))
+            return DONE
+        done = run(config, out, resume=resume, overwrite=overwrite)
+        print(f"{done}\nreport: {out / 'report.html'}")
+        return DONE if done.complete else INCOMPLETE
+
+    return _call(compare, rest, f"compare {path}")
+
+
+def _comparison(path: str, changes: dict[str, Any]) -> Any:  # noqa: ANN401 (imported late)
+    """The recipe of a comparison, with what the command line changes in it."""
+    from voco.comparison.settings import merged, read_comparison
+    from voco.config import read_yaml
+
+    file = _find_recipe(path)
+
+    def find(name: str) -> Path:
+        beside = file.parent / name
+        return beside if beside.is_file() else _find_recipe(name)
+
+    return read_comparison(merged(read_yaml(file), changes), find, str(file))
+
+
+def _changes(words: Words, keys: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Nested settings from ``--key.sub value`` where the key is one of the recipe's; the rest."""
+    import yaml
+
+    changes: dict[str, Any] = {}
+    rest: list[str] = []
+    values: list[str] | None = None
+    found: list[tuple[str, list[str]]] = []
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word.startswith("--"):
+            ours = name.partition(".")[0] in keys
+            values = [word.partition("=")[2]] if ours and "=" in word else []
+            values = values if ours else None
+            if values is not None:
+                found.append((name, values))
+        if values is None:
+            rest.append(word)
+        elif not word.startswith("--"):
+            values.append(word)
+    for name, texts in found:
+        try:
+            read = [yaml.safe_load(text) for text in texts]
+        except yaml.YAMLError as error:
+            raise UsageError(f"--{name}: not a value as YAML has it ({error}).") from None
+        if not read:
+            raise UsageError(f"--{name}: a value is missing.")
+        *outer, last = name.split(".")
+        place = changes
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[last] = read[0] if len(read) == 1 else read
+    return changes, rest
+
+
 def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
@@ -367,6 +496,16 @@ def _recipe(kind: "type[Config]", words: Words, command: str) -> "tuple[str, Any
     """The recipe that the first word names, and the words after it."""
     from voco.config import parse, read_yaml
 
+    name, rest = _named_recipe(words, command)
+    path = _find_recipe(name)
+    values = read_yaml(path)
+    for section in ("method", "backbone", "intensity", "task"):
+        _switch(values, section, rest)
+    return name, parse(kind, values, str(path)), rest
+
+
+def _named_recipe(words: Words, command: str) -> tuple[str, list[str]]:
+    """The word that names a recipe, and those after it."""
     if not words or words[0].startswith("-"):
         names = ", ".join(sorted(_shipped()))
         text = (
@@ -377,12 +516,7 @@ def _recipe(kind: "type[Config]", words: Words, command: str) -> "tuple[str, Any
             print(text)
             raise SystemExit(DONE)
         raise UsageError(f"a recipe is missing.\n{text}")
-    path = _find_recipe(words[0])
-    values = read_yaml(path)
-    rest = list(words[1:])
-    for section in ("method", "backbone", "intensity", "task"):
-        _switch(values, section, rest)
-    return words[0], parse(kind, values, str(path)), rest
+    return words[0], list(words[1:])
 
 
 def _switch(values: dict[str, Any], section: str, words: list[str]) -> None:
@@ -510,7 +644,7 @@ def _report(words: Words) -> int:
         """Make report.html anew from the tables in a folder; needs no data and no GPU.
 
         Args:
-            folder: A run, an evaluation, or a folder of several.
+            folder: A run, an evaluation, a probe, a folder of several, or a comparison.
         """
         from voco.workflows.report import report as run
 
@@ -559,7 +693,9 @@ COMMANDS: dict[str, tuple[str, Callable[[Words], int]]] = {
     "prepare": ("bring scans on disk into a store", _prepare),
     "verify": ("check a store, and repair it", _verify),
     "pretrain": ("pre-train a network on unlabelled scans", _pretrain),
+    "probe": ("what frozen features tell, beside an untrained network's", _probe),
     "finetune": ("fine-tune it on labelled scans, or train from scratch", _finetune),
+    "compare": ("several methods under one protocol, with intervals and tests", _compare),
     "predict": ("masks or scores, on the original grid of each scan", _predict),
     "evaluate": ("metrics of predictions, with intervals", _evaluate),
     "report": ("(re)build report.html from the tables in a folder", _report),

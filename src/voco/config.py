@@ -73,6 +73,17 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested keys as ``outer.inner``, with their values."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found += flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
 def explain(error: ValidationError, kind: type[Config] | None = None) -> Iterator[str]:
     """One line for each thing that is wrong: key, rule, value, and the nearest valid key.
 

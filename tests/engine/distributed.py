@@ -67,8 +67,11 @@ def train_brightness(store: Path, out: Path, batch_size: int, accumulate: int = 
 
 def train_voco(store: Path, out: Path, batch_size: int, variant: str) -> None:
     method = {**recipe().method.model_dump(), "variant": variant}
-    config = recipe(method=method, batch_size=batch_size, log_every=1, holdout=0.25)
-    pretrain(config, [store], out)
+    asked = {"window": [16, 16, 16], "voxels": 8, "validation": 2}
+    config = recipe(
+        method=method, batch_size=batch_size, log_every=1, holdout=0.25, probe=asked, probe_every=3
+    )
+    pretrain(config, [store], out, probe_data=[store])
 
 
 if __name__ == "__main__":

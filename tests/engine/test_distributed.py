@@ -48,3 +48,11 @@ def test_two_processes_learn_as_one_of_twice_the_batch(two, name):
         assert line["losses"] == pytest.approx(other["losses"], rel=tolerance, abs=1e-6)
         assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=tolerance)
         assert line["lr"] == other["lr"]
+        # Both ask the very same untrained network.
+        assert untrained_figures(line) == untrained_figures(other)
+    assert any(map(untrained_figures, ours)) == (name in ("v1", "v2"))
+
+
+def untrained_figures(line: dict) -> dict[str, float]:
+    figures = line.get("probe", {})
+    return {name: value for name, value in figures.items() if name.startswith("untrained_")}

@@ -87,3 +87,14 @@ def test_numbers_are_short_and_undefined_ones_a_dash():
     assert words.duration(600) == "10 min"
     assert words.duration(3 * 3600) == "3 h 00 min"
     assert words.size(1.5e9) == "1.5 GB"
+
+
+def test_a_probe_is_told_beside_the_untrained_network_and_chance():
+    figures = {"balanced_accuracy_chance": 1 / 3}
+    for name, ours in (("linear", 0.9), ("neighbours", 0.5)):
+        figures |= {f"{name}_balanced_accuracy": ours, f"untrained_{name}_balanced_accuracy": 0.5}
+    linear, neighbours = words.probed(figures)
+    assert "linear probe on frozen features has a balanced accuracy of 0.900" in linear
+    assert linear.endswith("untrained network it has 0.500, chance is 0.333.")
+    assert neighbours.endswith("chance is 0.333: no better than without training.")
+    assert words.probed({"linear_balanced_accuracy": 0.9}) == []

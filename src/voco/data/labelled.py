@@ -147,6 +147,22 @@ def split_cases(
     return Split(tuple(one for one in rest if one.case.id in chosen), tuple(held), tuple(unused))
 
 
+def check_channels(cases: Iterable[Labelled], in_channels: int) -> None:
+    """Refuse cases that a network cannot be shown.
+
+    Raises:
+        ConfigError: Naming the first whose number of channels is not that of the network.
+    """
+    for one in cases:
+        count = len(one.case.channels)
+        if count != in_channels:
+            raise ConfigError(
+                f"case '{one.case.id}' has {count} channels {one.case.channels}, but "
+                f"backbone.in_channels is {in_channels}. Set it to {count}, or "
+                "use other data."
+            )
+
+
 def _hold_out(cases: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:
     """At least ``count`` cases, and all cases of their groups."""
     sizes = Counter(map(_group, cases))

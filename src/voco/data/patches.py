@@ -247,9 +247,9 @@ def lowest(scan: Scaled) -> Int16[np.ndarray, "c"]:
 
 
 def class_voxels(
-    label: Integer[np.ndarray, "x y z"], seed: int
+    label: Integer[np.ndarray, "x y z"], seed: int, most: int = _CENTRES
 ) -> dict[int, Int16[np.ndarray, "_ 3"]]:
-    """For each label value but 0, up to 1,024 of its voxels, drawn evenly; pure."""
+    """For each label value but 0, up to so many of its voxels, drawn evenly; pure."""
     rng = np.random.default_rng(seed)
     flat = np.flatnonzero(label)
     values = label.ravel()[flat]
@@ -257,7 +257,7 @@ def class_voxels(
     found, first = np.unique(values[order], return_index=True)
     places: dict[int, Int16[np.ndarray, "_ 3"]] = {}
     for value, rows in zip(found.tolist(), np.split(flat[order], first[1:]), strict=True):
-        few = rng.choice(rows, _CENTRES, replace=False) if len(rows) > _CENTRES else rows
+        few = rng.choice(rows, most, replace=False) if len(rows) > most else rows
         places[value] = np.stack(np.unravel_index(few, label.shape), axis=1).astype(np.int16)
     return places
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from lightning_fabric import Fabric
 
-from voco.config import read_yaml, to_yaml
+from voco.config import flat, read_yaml, to_yaml
 from voco.data.store import write_atomically
 from voco.engine.allocator import keep_freed_pages
 from voco.engine.settings import TrainingConfig
@@ -29,11 +29,14 @@ FREE = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "validate_every",
+        "probe",
+        "probe_every",
         "workers",
         "windows.workers",
     }
 )
-"""Settings that may change when a run is resumed: the weights do not depend on them."""
+"""Settings, or whole sections of them, that may change when a run is resumed: the weights do not
+depend on them."""
 
 _PACKAGES = (
     "voco",
@@ -134,8 +137,12 @@ def first_does(fabric: Fabric, action: Callable[[], Answer]) -> Answer:
 
 def digest(config: TrainingConfig) -> str:
     """Short hash of a recipe without the settings that may change (:data:`FREE`)."""
-    fixed = {key: value for key, value in _flat(config.model_dump(mode="json")) if key not in FREE}
+    fixed = {key: value for key, value in flat(config.model_dump(mode="json")) if not _free(key)}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _free(key: str) -> bool:
+    return key in FREE or key.partition(".")[0] in FREE
 
 
 def _open(
@@ -198,12 +205,12 @@ def _empty(path: Path) -> None:
 
 def _compare(path: Path, config: TrainingConfig, facts: Mapping[str, Any]) -> None:
     """Refuse to go on with a run of another recipe, other data or other weights."""
-    old = dict(_flat(read_yaml(path / "recipe.yaml")))
-    new = dict(_flat(config.model_dump(mode="json")))
+    old = dict(flat(read_yaml(path / "recipe.yaml")))
+    new = dict(flat(config.model_dump(mode="json")))
     lines = [
         f"  {key}: the run has {old.get(key)!r}, asked for is {new.get(key)!r}"
         for key in {**old, **new}
-        if key not in FREE and old.get(key) != new.get(key)
+        if not _free(key) and old.get(key) != new.get(key)
     ]
     known = json.loads((path / "environment.json").read_text(encoding="utf-8"))
     plain = json.loads(json.dumps(facts))
@@ -289,14 +296,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested keys as ``outer.inner``."""
-    flat: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat += _flat(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", value))
-    return flat

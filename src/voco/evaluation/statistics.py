@@ -177,7 +177,7 @@ def compare(
         effect=float(difference.mean()) / spread if spread > 0 else math.nan,
         higher=int((difference > 0).sum()),
         lower=int((difference < 0).sum()),
-        wilcoxon_p=_wilcoxon_p(difference),
+        wilcoxon_p=wilcoxon_p(difference),
         permutation_p=sign_flip_p(difference, seed),
     )
 
@@ -206,6 +206,16 @@ def sign_flip_p(difference: Values, seed: int = 0, flips: int = 10_000) -> float
         for rows in _blocks(flips)
     )
     return (hits + 1) / (flips + 1)
+
+
+def wilcoxon_p(difference: Values) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test; differences of zero are left out.
+
+    Args:
+        difference: One number per pair, finite.
+    """
+    moved = difference[difference != 0]
+    return float(np.asarray(wilcoxon(moved))[1]) if len(moved) else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -251,8 +261,3 @@ def _corrected(
     z = bias + norm.ppf([(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(means, norm.cdf(bias + z / (1 - skew * z)))
     return (float(low), float(high))
-
-
-def _wilcoxon_p(difference: Values) -> float:
-    moved = difference[difference != 0]
-    return float(np.asarray(wilcoxon(moved))[1]) if len(moved) else 1.0

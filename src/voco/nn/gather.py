@@ -56,6 +56,20 @@ def gathered_rows(rows: Float[Tensor, "b *n"], *, everywhere: bool) -> Float[Ten
     return rows if not everywhere or world_size() == 1 else _Gather.apply(rows)
 
 
+def gathered_objects(own: Any) -> list[Any]:  # noqa: ANN401 (whatever can be pickled)
+    """What every process gives, in the order of their ranks, in each of them; no gradients."""
+    if world_size() == 1:
+        return [own]
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, own)
+    return parts
+
+
+def rank() -> int:
+    """Number of this process; 0 where nothing is distributed."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def first_row(count: int, *, everywhere: bool) -> int:
     """Where the ``count`` rows of this process start among :func:`gathered_rows`."""
     return dist.get_rank() * count if everywhere and world_size() > 1 else 0

@@ -1,12 +1,13 @@
-"""From pyramids of features to one vector per crop."""
+"""From pyramids of features to one vector per crop, or per voxel."""
 
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from voco.shapes import Level, Volumes
+from voco.shapes import Level, Shape3, Volumes
 
 
 def pooled(
@@ -37,3 +38,25 @@ def level_means(pyramid: list[Level], levels: Sequence[int]) -> Float[Tensor, "n
     """Levels of a pyramid averaged over space and joined; at least float32."""
     dtype = torch.promote_types(pyramid[0].dtype, torch.float32)
     return torch.cat([pyramid[level].mean(dim=(2, 3, 4), dtype=dtype) for level in levels], dim=1)
+
+
+def hypercolumns(
+    pyramid: list[Level], voxels: Int64[Tensor, "n 3"], size: Shape3
+) -> Float[Tensor, "n e"]:
+    """All levels of the pyramid of one volume, read at some of its voxels and joined; float32.
+
+    Hypercolumns are of Hariharan et al. (CVPR 2015). Levels are interpolated linearly between the
+    middles of their voxels, and are constant beyond the outermost ones.
+
+    Args:
+        pyramid: Of a batch of one.
+        voxels: Voxels of the volume, along x, y and z.
+        size: Voxels of the volume.
+    """
+    where = 2 * (voxels + 0.5) / voxels.new_tensor(size) - 1
+    grid = where.flip(-1).view(1, -1, 1, 1, 3)  # the last axis comes first there
+    columns = [
+        F.grid_sample(level.float(), grid.float(), padding_mode="border", align_corners=False)
+        for level in pyramid
+    ]
+    return torch.cat([column[0, :, :, 0, 0] for column in columns]).mT

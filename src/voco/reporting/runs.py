@@ -40,9 +40,11 @@ def pretraining_section(run: RunTables, *, named: bool = False) -> Section:
     where = f": {run.folder.name}" if named else ""
     section = Section(f"Pre-training with {_method(run)}{where}")
     section.lead += _pretraining_lead(run)
+    probes = [line["probe"] for line in run.log if line.get("probe")]
+    section.lead += words.probed(probes[-1]) if probes else []
     section.warnings += _unfinished(run)
     section.pictures += _seen(run, "method.png")
-    section.pictures += [*_loss_charts(run.log), *_health_charts(run.log)]
+    section.pictures += [*_loss_charts(run.log), *_health_charts(run.log), *_probe_charts(run.log)]
     section.pictures += _seen(run, "views.png")
     section.facts += _facts(run).items()
     return section
@@ -158,6 +160,29 @@ def _health_charts(log: Sequence[Line]) -> list[Picture]:
             _curves(_title(name), first, held_out.get(name), chance, _CAPTIONS.get(name))
         )
     return [picture for picture in pictures if picture is not None]
+
+
+def _probe_charts(log: Sequence[Line]) -> list[Picture]:
+    figures = _columns(log, "probe")
+    pictures = []
+    for probe, called in words.PROBES.items():
+        name = f"{probe}_balanced_accuracy"
+        if name not in figures:
+            continue
+        named = {
+            "this network": figures[name],
+            "untrained": figures.get(f"untrained_{name}"),
+            "chance": figures.get("balanced_accuracy_chance"),
+        }
+        curves = [
+            curve._replace(name=text, level=text == "chance")
+            for text, curve in named.items()
+            if curve is not None
+        ]
+        title = f"{called[:1].upper()}{called[1:]}: balanced accuracy"
+        caption = "Of frozen features, on labelled cases that the probe does not learn from."
+        pictures.append(_drawn(title, curves, caption))
+    return pictures
 
 
 def _validation_charts(logs: Mapping[str, Sequence[Line]]) -> list[Picture]:

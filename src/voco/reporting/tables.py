@@ -8,7 +8,7 @@ from typing import Any
 
 from voco.config import read_yaml
 from voco.errors import DataError, UsageError
-from voco.evaluation.tables import Score, read_scores
+from voco.evaluation.tables import Score, read_rows, read_scores
 
 Line = dict[str, Any]
 """One line of a log."""
@@ -63,12 +63,28 @@ class EvaluationTables:
 
 
 @dataclass(frozen=True)
+class ProbeTables:
+    """The tables of a probe.
+
+    Attributes:
+        folder: The folder.
+        summary: ``probe.json``.
+        rows: ``probe.csv``.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    rows: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
 class Found:
     """What a report is about."""
 
     pretraining: list[RunTables]
     finetuning: list[RunTables]
     evaluations: list[EvaluationTables]
+    probes: list[ProbeTables]
 
 
 def find_tables(folder: Path) -> Found:
@@ -83,15 +99,22 @@ def find_tables(folder: Path) -> Found:
     places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
     runs = [_read_run(place) for place in places if (place / "recipe.yaml").is_file()]
     evaluations = [_read_evaluation(p) for p in places if (p / "metrics.csv").is_file()]
-    if not runs and not evaluations:
+    # The table alone is a probe that was killed while it wrote.
+    probes = [
+        ProbeTables(p, _json(p / "probe.json"), read_rows(p / "probe.csv"))
+        for p in places
+        if (p / "probe.csv").is_file() and (p / "probe.json").is_file()
+    ]
+    if not (runs or evaluations or probes):
         raise UsageError(
             f"{folder}: holds nothing to report on: neither it nor a folder in it has a "
-            "recipe.yaml (a run) or a metrics.csv (an evaluation)."
+            "recipe.yaml (a run), a metrics.csv (an evaluation) or a probe.csv (a probe)."
         )
     return Found(
         [run for run in runs if run.pretrains],
         [run for run in runs if not run.pretrains],
         evaluations,
+        probes,
     )
 
 

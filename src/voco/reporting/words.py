@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from voco.evaluation.standing import LOWER_IS_BETTER
+
 Number = float | int
 """JSON tells them apart, a reader does not."""
 
@@ -12,13 +14,15 @@ METRICS = {
     "nsd": "NSD",
     "hd95": "HD95",
     "accuracy": "accuracy",
+    "correct": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
     "f1": "F1",
 }
 """Metrics as they are written in a sentence."""
 
-LOWER_IS_BETTER = frozenset({"hd95"})
+PROBES = {"linear": "linear probe", "neighbours": "vote of nearest neighbours"}
+"""Probes as they are written in a sentence."""
 
 FROM_SCRATCH = ("scratch", "none", "random")
 """How the name of a second method ends that means: without pre-training."""
@@ -101,6 +105,24 @@ def accuracy_against_chance(health: Mapping[str, Number], where: str) -> list[st
         sentences.append(
             f"At the end the {stem.replace('_', ' ')} is right in {percent(right)} of {where}; "
             f"chance is {percent(chance)}{judged}."
+        )
+    return sentences
+
+
+def probed(figures: Mapping[str, Number]) -> list[str]:
+    """For every probe, its balanced accuracy against the untrained network's and chance."""
+    chance = figures.get("balanced_accuracy_chance")
+    sentences = []
+    for name, called in PROBES.items():
+        ours = figures.get(f"{name}_balanced_accuracy")
+        theirs = figures.get(f"untrained_{name}_balanced_accuracy")
+        if ours is None or theirs is None or chance is None:
+            continue
+        judged = ": no better than without training" if ours <= theirs else ""
+        sentences.append(
+            f"At the end a {called} on frozen features has a balanced accuracy of {value(ours)}; "
+            f"on those of the untrained network it has {value(theirs)}, chance is "
+            f"{value(chance)}{judged}."
         )
     return sentences
 

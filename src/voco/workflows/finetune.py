@@ -12,8 +12,8 @@ from lightning_fabric import Fabric
 
 from voco.backbone import Part
 from voco.data.labelled import (
-    Labelled,
     Split,
+    check_channels,
     label_classes,
     labelled_cases,
     split_cases,
@@ -34,8 +34,8 @@ from voco.engine.loop import Record
 from voco.engine.optimizer import build_optimizer
 from voco.engine.run import first_does, open_run
 from voco.engine.session import train
-from voco.errors import ConfigError
 from voco.evaluation.tables import Score, number_text, read_rows, write_rows
+from voco.nn.gather import gathered_objects
 from voco.recipes import FinetuneConfig
 from voco.task import Step
 from voco.tasks.classification import Classification, ClassificationConfig
@@ -154,7 +154,7 @@ def find_job(config: FinetuneConfig, data: Sequence[Path | str]) -> Job:
         labels=config.labels,
         labels_seed=config.seed if config.labels_seed is None else config.labels_seed,
     )
-    _check_channels(config, (*split.train, *split.validation))
+    check_channels((*split.train, *split.validation), config.backbone.in_channels)
     if segments:
         return Job(stores, split, label_classes(cases))
     targets = target_classes(cases)
@@ -172,7 +172,10 @@ def start(
     """
     task, accounting = build_task(config, job), None
     if weights is not None:
-        accounting = transfer(task.backbone, weights, expected_share=config.expected_share)
+        fresh: tuple[Part, ...] = ("head",) if config.transfer == "all" else ("decoder", "head")
+        accounting = transfer(
+            task.backbone, weights, fresh=fresh, expected_share=config.expected_share
+        )
     if config.encoder_lr_share == 0:
         for name, parameter in task.named_parameters():
             if _in_encoder(name, task):
@@ -247,19 +250,11 @@ def _look(
     with fabric.autocast():
         scores = score_cases(task, mine, job.classes, config.intensity, fabric.device)
     place = {one.case.id: number for number, one in enumerate(cases)}
-    scores = sorted(_gathered(fabric, scores), key=lambda score: place[score.case])
+    found = [score for part in gathered_objects(scores) for score in part]
+    scores = sorted(found, key=lambda score: place[score.case])
     scores += summarise(scores, cases, job.classes)
     record.figures["validation"] = figures(scores)
     first_does(fabric, lambda: _note(out / "validation.csv", record.done, scores))
-
-
-def _gathered(fabric: Fabric, scores: list[Score]) -> list[Score]:
-    """The scores of all processes, in each of them."""
-    if fabric.world_size == 1:
-        return scores
-    parts: list[list[Score]] = [[] for _ in range(fabric.world_size)]
-    torch.distributed.all_gather_object(parts, scores)
-    return [score for part in parts for score in part]
 
 
 def _note(file: Path, step: int, scores: Sequence[Score]) -> None:
@@ -356,14 +351,3 @@ def _differences(config: FinetuneConfig, job: Job, weights: Path | None) -> Iter
     for what, before, now in pairs:
         if before != now:
             yield f"the weights were trained with the {what} {before!r}, this run has {now!r}"
-
-
-def _check_channels(config: FinetuneConfig, cases: Sequence[Labelled]) -> None:
-    for one in cases:
-        count = len(one.case.channels)
-        if count != config.backbone.in_channels:
-            raise ConfigError(
-                f"case '{one.case.id}' has {count} channels {one.case.channels}, but "
-                f"backbone.in_channels is {config.backbone.in_channels}. Set it to {count}, or "
-                "use other data."
-            )

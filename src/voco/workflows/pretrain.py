@@ -1,15 +1,17 @@
 """A recipe and stores to pre-trained weights."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
 from voco.data.selection import Entry, Split, split_cases
-from voco.data.store import Store, open_alike
+from voco.data.store import Store, open_alike, write_atomically
 from voco.data.windows import Share, Windows, window_batches
 from voco.draws import Draws, mixed_seed
 from voco.engine.launch import launch
@@ -18,7 +20,9 @@ from voco.engine.optimizer import build_optimizer
 from voco.engine.run import first_does, open_run
 from voco.engine.session import train
 from voco.errors import ConfigError
+from voco.evaluation.probe import chances, with_chance
 from voco.method import Method
+from voco.probing import Probe, extracted, facts, find_probe, judged
 from voco.recipes import PretrainConfig
 from voco.shapes import Volumes
 from voco.task import Step
@@ -41,6 +45,7 @@ class Job:
         split: Cases to train on, and cases to look at.
         method: On the device.
         out: The run folder.
+        probe: What is asked of the features meanwhile, if anything.
     """
 
     config: PretrainConfig
@@ -49,6 +54,7 @@ class Job:
     split: Split
     method: Method
     out: Path
+    probe: Probe | None = None
 
     def windows(self, entries: Sequence[Entry], seed: int, share: Share) -> Windows:
         """Windows of some of the cases."""
@@ -72,6 +78,7 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     weights: Path | str | None = None,
+    probe_data: Sequence[Path | str] = (),
 ) -> Path:
     """Pre-train a network on unlabelled scans.
 
@@ -86,6 +93,9 @@ def pretrain(
         resume: Go on from the last checkpoint; start, if there is no run yet.
         overwrite: Remove a run that lies there.
         weights: Start from the backbone of this run or weight file.
+        probe_data: Labelled stores: what the features tell of their labels is logged as ``probe``
+            every ``config.probe_every`` steps, beside what those of the untrained network told.
+            The network never learns from them.
 
     Returns:
         The run folder.
@@ -103,13 +113,17 @@ def pretrain(
     stores = open_alike(data)
     split = find_cases(config, stores)
     method = build_method(config, weights)
+    probe = None
+    if probe_data:
+        probe = find_probe(config.probe, probe_data, method.handover(), config.intensity)
     fabric = launch(config.precision)
     facts = {"stores": [store.digest for store in stores], "weights": weights_digest(weights)}
     run = open_run(fabric, out, config, facts, resume=resume, overwrite=overwrite)
     if run.finished:
         return out
-    job = Job(config, fabric, stores, split, method.to(fabric.device), out)
+    job = Job(config, fabric, stores, split, method.to(fabric.device), out, probe)
     first_does(fabric, lambda: _draw_views(job))
+    reference = _reference(job)
     optimizer = build_optimizer(config.optimizer, method, fused=config.precision != "fp16-mixed")
     train(
         fabric,
@@ -119,7 +133,10 @@ def pretrain(
         lambda done: _batches(job, done),
         config,
         what="pre-train",
-        hooks=(lambda record: _look(job, record),),
+        hooks=(
+            lambda record: _look(job, record),
+            lambda record: _ask(job, reference, record),
+        ),
     )
     first_does(fabric, lambda: _finish(job))
     return out
@@ -202,6 +219,56 @@ def _look(job: Job, record: Record) -> None:
         count += 1
     job.method.train()
     record.figures["holdout"] = {name: value / count for name, value in sums.items()}
+
+
+def _ask(job: Job, reference: dict[str, Any], record: Record) -> None:
+    """A hook: ask the features what they tell of labels, if it is time to."""
+    if job.probe is None or not record.due(job.config.probe_every):
+        return
+    record.ledger.settle()
+    probe, device = job.probe, job.fabric.device
+    train, test = extracted(probe, job.method.handover(), device)
+    result = first_does(job.fabric, lambda: judged(probe, train, test, device))
+    figures = with_chance(result, reference["untrained"], reference["chance"])
+    record.figures["probe"] = figures
+
+
+def _reference(job: Job) -> dict[str, Any]:
+    """``probe.json``: what is asked, and what the untrained network and chance answer.
+
+    Made when the run begins, read when it goes on.
+
+    Raises:
+        ConfigError: If the run was asked something else before.
+    """
+    probe, config, device = job.probe, job.config, job.fabric.device
+    if probe is None:
+        return {}
+    file, about = job.out / "probe.json", facts(probe)
+    known = first_does(job.fabric, lambda: _known_reference(file, about))
+    if known is None:
+        train, test = extracted(probe, build_method(config).handover().to(device), device)
+        known = {**about, "chance": chances(train.classes, test.classes)}
+        known["untrained"] = first_does(
+            job.fabric, lambda: judged(probe, train, test, device)
+        ).flat()
+        content = json.dumps(known, indent=2).encode()
+        first_does(job.fabric, lambda: write_atomically(file, content))
+    return known
+
+
+def _known_reference(file: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    if not file.exists():
+        return None
+    known = json.loads(file.read_text(encoding="utf-8"))
+    other = [name for name, value in about.items() if known.get(name) != value]
+    if other:
+        raise ConfigError(
+            f"{file}: the probe had other {' and '.join(other)}, so its figures cannot be "
+            "continued. Give what it had, or leave probe_data out; or remove the file, which "
+            "starts a probe of its own from here on."
+        )
+    return known
 
 
 def _draw_views(job: Job) -> None:

@@ -1,0 +1,146 @@
+"""What is predicted and measured: scans that nothing has seen, and what is true of them.
+
+Where the recipe names none, these are the cases of the split ``test`` of the labelled stores: from
+the files that they were prepared from, so that predictions are measured on original grids.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from voco.comparison.settings import ComparisonConfig, UnseenScans
+from voco.data.imageio import read_label, write_image
+from voco.data.intake import source_keys
+from voco.data.labelled import Labelled, labelled_cases
+from voco.data.source import Source
+from voco.data.sources import discover, read_source
+from voco.data.store import Store
+from voco.errors import ConfigError, DataError, StoreError
+from voco.evaluation.tables import write_rows
+from voco.tasks.classification import ClassificationConfig
+from voco.volume import Volume
+
+FOLDER = "test"
+"""Of the comparison's own lists and references."""
+
+
+def collect(config: ComparisonConfig, out: Path) -> UnseenScans:
+    """The scans to predict; where they come from a store, listed in the comparison's folder.
+
+    Raises:
+        ConfigError: If nothing says what to measure, or a scan to measure is also learnt from.
+        StoreError: If a case's files are no longer there.
+    """
+    if config.test is not None:
+        _refuse_seen(config, _keys_of(config.test))
+        return config.test
+    folder = out / FOLDER
+    cases = _test_cases(config)
+    if not (folder / "done.json").is_file():
+        _write(cases, folder, classifies=isinstance(config.finetuning.task, ClassificationConfig))
+    _refuse_seen(config, {one.case.source for one in cases})
+    references = "targets.csv" if (folder / "targets.csv").is_file() else "references"
+    return UnseenScans(images=(str(folder / "scans.csv"),), references=str(folder / references))
+
+
+def _test_cases(config: ComparisonConfig) -> list[Labelled]:
+    segments = not isinstance(config.finetuning.task, ClassificationConfig)
+    stores = [Store(path) for path in config.data]
+    every = labelled_cases(stores, "label" if segments else "target")
+    cases = [one for one in every if one.case.split == "test"]
+    if not cases:
+        raise ConfigError(
+            f"test: no labelled case of {', '.join(config.data)} is of the split 'test', so there "
+            "is nothing to measure on. Prepare the store with a list that has a column 'split', "
+            "or give test.images and test.references."
+        )
+    return cases
+
+
+def _keys_of(test: UnseenScans) -> set[str]:
+    sources = [source for place in test.images for source in discover(Path(place))[0]]
+    return set(source_keys(sources))
+
+
+def _refuse_seen(config: ComparisonConfig, keys: Iterable[str]) -> None:
+    """Refuse to measure on what is learnt from, as far as files tell."""
+    keys = set(keys)
+    for path in dict.fromkeys([*config.pretrain_data, *config.data]):
+        seen = [
+            case.id
+            for case in Store(path).cases.values()
+            if case.split != "test" and case.source in keys
+        ]
+        if seen:
+            raise ConfigError(
+                f"test: {len(seen)} of the scans to measure on are learnt from in {path}: "
+                f"{', '.join(seen[:3])}. Give them the split 'test' there, or measure on others."
+            )
+
+
+def _write(cases: list[Labelled], folder: Path, *, classifies: bool) -> None:
+    """Make the folder, whole or not at all; another process may do the same meanwhile."""
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    draft.mkdir(parents=True)
+    rows = []
+    for one, source in zip(cases, _sources(cases), strict=True):
+        images, modality = _images(one, source, draft)
+        rows.append([one.case.id, ";".join(images), modality])
+        if not classifies:
+            if source.label is None:
+                raise StoreError(f"case '{one.case.id}': its label is no longer beside its image.")
+            (draft / "references").mkdir(exist_ok=True)
+            write_image(read_label(source.label), draft / "references" / f"{one.case.id}.nii.gz")
+    write_rows(draft / "scans.csv", ["id", "image", "modality"], rows)
+    if classifies:
+        targets = [[one.case.id, one.case.target] for one in cases]
+        write_rows(draft / "targets.csv", ["case", "target"], targets)
+    (draft / "done.json").write_text(json.dumps({"cases": len(cases)}), encoding="utf-8")
+    try:
+        draft.rename(folder)
+    except OSError:
+        shutil.rmtree(draft)
+        if not (folder / "done.json").is_file():
+            raise
+
+
+def _sources(cases: list[Labelled]) -> Iterator[Source]:
+    """What each case was prepared from.
+
+    Raises:
+        StoreError: If it is no longer there.
+    """
+    places: dict[str, dict[str, Source]] = {}
+    for _, case in cases:
+        if case.place not in places:
+            try:
+                found = discover(Path(case.place))[0] if case.place else []
+            except DataError:
+                found = []
+            places[case.place] = dict(zip(source_keys(found), found, strict=True))
+        source = places[case.place].get(case.source)
+        if source is None:
+            raise StoreError(
+                f"case '{case.id}' is of the split 'test', and {case.source}, which it was "
+                f"prepared from, is no longer found in {case.place or 'any place'}. Bring it "
+                "back, or give test.images and test.references."
+            )
+        yield source
+
+
+def _images(one: Labelled, source: Source, draft: Path) -> tuple[list[str], str]:
+    """The files of a case and its modality; copies, where no list could say what they are."""
+    several_in_one = len(source.images) == 1 and len(one.case.channels) > 1
+    if source.member is None and source.stack is None and not several_in_one:
+        paths = [os.path.abspath(path) for path in source.images]  # noqa: PTH100 (links stay)
+        return paths, one.case.stated_modality or ""
+    (draft / "images").mkdir(exist_ok=True)
+    scan, _ = read_source(replace(source, label=None), modality=one.case.stated_modality)
+    names = [f"images/{one.case.id}_{n:04d}.nii.gz" for n in range(len(scan.volume.array))]
+    for name, channel in zip(names, scan.volume.array, strict=True):
+        write_image(Volume(channel[None], scan.volume.grid), draft / name)
+    return names, "" if scan.modality == "unknown" else scan.modality

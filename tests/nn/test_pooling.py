@@ -1,0 +1,24 @@
+import torch
+
+from voco.nn.pooling import hypercolumns
+
+
+def test_a_level_as_fine_as_the_volume_is_read_voxel_by_voxel():
+    level = torch.randn(1, 3, 4, 5, 6)
+    voxels = torch.tensor([[0, 0, 0], [3, 4, 5], [1, 2, 3]])
+    x, y, z = voxels.unbind(dim=1)
+    torch.testing.assert_close(hypercolumns([level], voxels, (4, 5, 6)), level[0, :, x, y, z].mT)
+
+
+def test_coarser_levels_are_interpolated_between_the_middles_of_their_voxels():
+    ramp = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 2, 2)
+    voxels = torch.tensor([[x, 0, 0] for x in range(8)])
+    # A voxel of the level lies over two of the volume, whose middles are a quarter off its own.
+    expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+    torch.testing.assert_close(hypercolumns([ramp], voxels, (8, 4, 4))[:, 0], expected)
+
+
+def test_levels_are_joined_in_their_order():
+    pyramid = [torch.full((1, width, 2, 2, 2), float(width)) for width in (1, 2)]
+    found = hypercolumns(pyramid, torch.zeros(3, 3, dtype=torch.int64), (4, 4, 4))
+    assert torch.equal(found, torch.tensor([[1.0, 2.0, 2.0]] * 3))

@@ -117,7 +117,7 @@ def _surface_elements(mask: Mask, spacing_mm: Spacing) -> tuple[Points, Float64[
     Places are those of the corner that the eight share, up to half a voxel common to all masks.
     """
     padded = np.pad(mask, 1).astype(np.uint8)
-    areas, weights = _areas_mm2(spacing_mm)
+    areas, weights = areas_mm2(spacing_mm)
     x, y, z = (side - 1 for side in padded.shape)
     codes = np.zeros((x, y, z), np.uint8)
     for (i, j, k), weight in np.ndenumerate(weights):
@@ -127,7 +127,7 @@ def _surface_elements(mask: Mask, spacing_mm: Spacing) -> tuple[Points, Float64[
 
 
 @cache
-def _areas_mm2(
+def areas_mm2(
     spacing_mm: Spacing,
 ) -> tuple[Float64[np.ndarray, "256"], UInt8[np.ndarray, "2 2 2"]]:
     """Area of the surface in each of 256 neighbourhoods, and the bit of each neighbour."""

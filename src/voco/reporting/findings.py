@@ -184,7 +184,7 @@ def _pictures(tables: ComparisonTables, backbone: str, order: Sequence[Row]) -> 
             for labels in dict.fromkeys(gain.labels for gain in found)
         ]
         svg = draw_intervals(
-            panels, f"Gain of each row over scratch, {backbone}", unit=name, zero=0
+            panels, f"Gain of each row over scratch, {backbone}", unit=name, zero=0.0
         )
         caption = (
             f"Gain in {name} over training from scratch, with 95 % intervals (seeds and cases "

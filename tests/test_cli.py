@@ -9,7 +9,6 @@ import yaml
 
 from voco.cli import COMMANDS, DONE, INCOMPLETE, USAGE, main
 
-
 TAKE_A_RECIPE = {"pretrain", "finetune", "compare"}
 """Their help shows a recipe's settings, so it needs one."""
 

@@ -1,6 +1,6 @@
 """Golden curves: how each method learns on generated torsos, recorded, drawn and looked at again.
 
-``python -m golden.curves [NAME ...]`` trains the smoke recipe of each method for 60 steps under
+``python -m golden.curves [NAME ...]`` trains the smoke recipe of each method for 40 steps under
 three seeds, writes the band in which losses and health figures lay to ``golden/curves/NAME.json``,
 and draws it to ``docs/methods/NAME.svg``. A test runs the first steps of one seed again: a method
 that computes something else leaves its band.
@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[1]
 CURVES, PICTURES = ROOT / "golden" / "curves", ROOT / "docs" / "methods"
 
 SEEDS = (0, 1, 2)
-STEPS = 60
-LOOKS = (1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60)
+STEPS = 40
+LOOKS = (1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30, 35, 40)
 """Steps whose figures are kept."""
 TORSOS, SPACING_MM = 6, 8.0
 """How many are generated, and the side of their voxels."""
@@ -162,7 +162,8 @@ def read(name: str) -> tuple[list[int], dict[str, Band]]:
 def draw(name: str) -> None:
     """The recorded curve of a method as a picture: figures with their bands, chance dashed."""
     looks, bands = read(name)
-    chances = {key: key.removesuffix("_chance") for key in bands if key.endswith("_chance")}
+    # "chance" alone belongs to "accuracy".
+    chances = {key: key.removesuffix("chance").rstrip("_") for key in bands if "chance" in key}
     shown = [key for key in bands if key not in chances]
     columns = 3
     rows = -(-len(shown) // columns)
@@ -173,7 +174,7 @@ def draw(name: str) -> None:
             band = bands[key]
             axis.fill_between(looks, band.low, band.high, color=BLUE, alpha=0.2, linewidth=0)
             axis.plot(looks, band.mean, color=BLUE)
-            stem = key.removesuffix("_accuracy")
+            stem = key.removesuffix("accuracy").rstrip("_")
             chance = next((bands[c] for c, of in chances.items() if of in {key, stem}), None)
             if chance is not None:
                 axis.plot(looks, chance.mean, color=ORANGE, linestyle="--", linewidth=1.2)

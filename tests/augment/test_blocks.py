@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voco.augment.blocks import between, draw_blocks, numbered_voxels
+from voco.augment.blocks import between, covered, draw_blocks, numbered_voxels
 from voco.draws import Draws
 
 
@@ -31,5 +31,8 @@ def test_the_voxels_of_boxes_come_box_by_box_with_z_innermost():
     boxes = torch.tensor([[[1, 0, 2], [2, 2, 4]], [[0, 0, 0], [1, 1, 1]]])
     box, voxel = numbered_voxels(boxes, (2, 3, 4))
     assert box.tolist() == [0, 0, 0, 0, 1]
+    inside = torch.zeros(24, dtype=torch.bool)
+    inside[voxel] = True
+    assert torch.equal(covered(boxes, (2, 3, 4)), inside.view(2, 3, 4))
     assert voxel.tolist() == [12 + 2, 12 + 3, 12 + 4 + 2, 12 + 4 + 3, 0]
     assert [len(part) for part in numbered_voxels(boxes[:0], (2, 3, 4))] == [0, 0]

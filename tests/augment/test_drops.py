@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voco.augment.drops import covered, draw_drops, filled_with_noise
+from voco.augment.blocks import covered
+from voco.augment.drops import draw_drops, filled_with_noise
 from voco.draws import Draws
 
 EDGES = (0.05, 0.25)
@@ -33,12 +34,16 @@ def test_edges_and_places_are_those_of_the_reference(side, shortest, longest):
 )
 def test_boxes_stop_as_soon_as_their_volumes_reach_the_share(seed, size, most):
     whole = size[0] * size[1] * size[2]
-    for boxes in draw_drops(Draws(seed, 0), 2, size, most=most, edges=EDGES):
+    shares = Draws(seed, 0).uniform(2).double() * most  # the first numbers that are drawn
+    for share, boxes in zip(
+        shares, draw_drops(Draws(seed, 0), 2, size, most=most, edges=EDGES), strict=True
+    ):
         assert (boxes[:, 0] >= 0).all()
         assert (boxes[:, 1] <= torch.tensor(size)).all()
         volumes = (boxes[:, 1] - boxes[:, 0]).prod(dim=1)
         assert (volumes > 0).all()
-        assert volumes[:-1].sum() <= most * whole
+        assert volumes.sum() >= share * whole
+        assert volumes[:-1].sum() < share * whole or not len(volumes)
 
 
 def test_shares_are_drawn_evenly_up_to_the_largest():

@@ -141,10 +141,10 @@ def test_the_queue_goes_round_at_16384():
     start = queue.rows.clone()
     queue.add(torch.ones(size - 1, 2))
     assert torch.equal(queue.rows[-1], start[-1])
-    assert queue.filled() < 1
+    assert queue.empty().nonzero().flatten().tolist() == [size - 1]
     queue.add(torch.full((3, 2), 2.0))
     assert queue.taken == size + 2
-    assert queue.filled() == 1
+    assert not queue.empty().any()
     assert (queue.rows == 2).all(dim=1).nonzero().flatten().tolist() == [0, 1, size - 1]
 
 
@@ -174,6 +174,21 @@ def test_what_is_only_looked_at_is_not_remembered():
     method(volumes_for(), step_at())
     method.after_step(step_at())
     assert method.queue.taken == 0
+
+
+def test_what_the_queue_started_with_does_not_count_as_told_apart():
+    method = pcrl(queue=7)
+    found = []
+    for number in range(3):
+        step = step_at(number)
+        method.before_step(step)
+        found.append(method(volumes_for(), step).health)
+        method.after_step(step)
+    # Of the key alone, of three keys before it, of six.
+    assert [health["pair_chance"].item() for health in found] == pytest.approx([1, 1 / 4, 1 / 7])
+    filled = [health["queue_filled"].item() for health in found]
+    assert filled == pytest.approx([0, 3 / 7, 6 / 7])
+    assert found[0]["pair_accuracy"] == 1
 
 
 # ---- losses -----------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from tiny import TinyConfig, step_at
 
+from voco.backbones import BackboneSettings
 from voco.draws import Draws
 from voco.errors import ConfigError
 from voco.methods.pcrlv2 import (
@@ -206,6 +207,49 @@ def test_weights_for_what_comes_across_are_trained_only_with_skips(skips, traine
     gradient = method.handover().network.up.weight.grad
     assert bool(gradient[:, :10].any()) == trained
     assert bool(gradient[:, 10:].any())
+
+
+@pytest.mark.parametrize(
+    ("values", "untrained"),
+    [
+        ({"name": "unet", "features": (4, 4, 6, 8, 10, 5)}, ()),
+        ({"name": "resenc_unet", "features": (4, 6, 8), "blocks": (1, 1, 1)}, ()),
+        (
+            {
+                "name": "unetr",
+                "size": (32, 32, 32),
+                "feature_size": 4,
+                "hidden_size": 12,
+                "mlp_dim": 8,
+                "num_heads": 2,
+            },
+            ("encoder1.", "encoder2.", "encoder3.", "encoder4."),
+        ),
+    ],
+    ids=lambda part: part.get("name") if isinstance(part, dict) else "",
+)
+def test_all_that_leads_to_a_stage_is_trained_and_what_leads_to_skips_only_is_not(
+    values, untrained
+):
+    torch.manual_seed(0)
+    size = (32, 32, 32)
+    large = {"window": size, "sizes": (size,), "crop": size}
+    small = {"local_count": 1, "local_sizes": ((16, 16, 16),), "local_crop": size}
+    backbone = TypeAdapter(BackboneSettings).validate_python(values).build()
+    method = config_of(**large, **small).build(backbone)
+    losses = method(torch.rand(2, 1, *size), step_at()).losses
+    torch.stack(list(losses.values())).sum().backward()
+    for name, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    frozen = {
+        name
+        for name, parameter in backbone.network.named_parameters()
+        if not parameter.requires_grad and not name.startswith(backbone.head_prefixes)
+    }
+    # Of UNETR, a norm that MONAI never uses is frozen too.
+    assert {name for name in frozen if "norm_cross_attn" not in name} == {
+        name for name, _ in backbone.network.named_parameters() if name.startswith(untrained)
+    }
 
 
 # ---- losses -----------------------------------------------------------------------------------

@@ -18,9 +18,8 @@ def write_comparison(folder, gains, *, seeds=3, cases=12, labels=("5",), noise=0
     """A comparison in which each method is so much better than scratch, up to noise."""
     generator = random.Random(0)
     level = {f"case{n}": generator.gauss(0.7, 0.05) for n in range(cases)}
-    values, costs = [], []
-    for method in gains:
-        costs.append(cost("pretraining", method, pretraining_seed="0", steps=9))
+    values = []
+    costs = [cost("pretraining", method, pretraining_seed="0", steps=9) for method in gains]
     for seed in map(str, range(seeds)):
         for some in labels:
             for method, gain in {"scratch": 0.0, **gains}.items():
@@ -28,16 +27,9 @@ def write_comparison(folder, gains, *, seeds=3, cases=12, labels=("5",), noise=0
                 handover = "none" if method == "scratch" else "encoder"
                 place = (method, "net", handover, some, given, seed)
                 drift = generator.gauss(0, noise)
-                values += [
-                    Value(
-                        *place,
-                        case,
-                        "liver",
-                        "dice",
-                        base + gain + drift + generator.gauss(0, 0.01),
-                    )
-                    for case, base in level.items()
-                ]
+                for case, base in level.items():
+                    dice = base + gain + drift + generator.gauss(0, 0.01)
+                    values.append(Value(*place, case, "liver", "dice", dice))
                 costs.append(cost("finetuning", *place[0:1], *place[2:], cases=int(some)))
     folder.mkdir(exist_ok=True)
     write_tables(folder, values, costs)
@@ -122,15 +114,13 @@ def test_enough_seeds_and_cases_are_not_warned_of(tmp_path):
 def test_what_failed_does_not_fit_or_is_not_done_is_told(tmp_path):
     values, costs = write_comparison(tmp_path, METHODS)
     costs += [
-        cost(
-            "pretraining", "wild", pretraining_seed="0", status="failed", reason="the loss is nan"
-        ),
+        cost("pretraining", "wild", pretraining_seed="0", status="failed", reason="loss is nan"),
         cost("pretraining", "odd", status="does not fit", reason="needs tokens"),
         cost("finetuning", "a", "encoder", "9", "0", "0", status="waiting"),
     ]
     write_tables(tmp_path, values, costs)
     text = said(tmp_path)
-    assert "Failed: pretraining wild net seed 0: the loss is nan" in text
+    assert "Failed: pretraining wild net seed 0: loss is nan" in text
     assert "odd does not fit net: needs tokens" in text
     assert "Not finished: 1 waiting" in text
 

@@ -196,7 +196,9 @@ def test_classification_is_told_with_its_confusions(tmp_path):
 
 
 def test_a_folder_without_tables_is_refused_with_what_is_looked_for(tmp_path):
-    with pytest.raises(UsageError, match=r"recipe\.yaml \(a run\) or a metrics\.csv"):
+    with pytest.raises(
+        UsageError, match=r"recipe\.yaml \(a run\), a metrics\.csv \(an evaluation\)"
+    ):
         report(tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
         report(tmp_path / "nowhere")

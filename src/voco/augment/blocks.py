@@ -1,7 +1,8 @@
 """Boxes of many sizes within a volume, for what is mixed in, shuffled or hidden."""
 
-from jaxtyping import Int64
-from torch import Tensor, arange, stack, tensor
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
 
 from voco.draws import Draws
 from voco.shapes import Boxes, Shape3
@@ -30,10 +31,10 @@ def draw_blocks(
     """
     least = shortest.clamp(min=1)
     sides = between(draws.uniform(count, number, 3), least, longest.maximum(least))
-    room = tensor(size) - sides
+    room = torch.tensor(size) - sides
     margin = (room // 2).clamp(max=border)
     starts = between(draws.uniform(count, number, 3), margin, room - margin)
-    return stack([starts, starts + sides], dim=2)
+    return torch.stack([starts, starts + sides], dim=2)
 
 
 def between(places: Tensor, low: Tensor, high: Tensor) -> Int64[Tensor, "..."]:
@@ -54,9 +55,22 @@ def numbered_voxels(boxes: Boxes, size: Shape3) -> tuple[Int64[Tensor, "v"], Int
     """
     edges = boxes[:, 1] - boxes[:, 0]
     counts = edges.prod(dim=1)
-    box = arange(len(boxes), device=boxes.device).repeat_interleave(counts)
-    within = arange(len(box), device=boxes.device) - (counts.cumsum(0) - counts)[box]
+    box = torch.arange(len(boxes), device=boxes.device).repeat_interleave(counts)
+    within = torch.arange(len(box), device=boxes.device) - (counts.cumsum(0) - counts)[box]
     _, rows, columns = edges[box].unbind(dim=1)
     x, y, z = boxes[box, 0].unbind(dim=1)
     x, y, z = x + within // (rows * columns), y + within // columns % rows, z + within % columns
     return box, (x * size[1] + y) * size[2] + z
+
+
+def covered(boxes: Boxes, size: Shape3) -> Bool[Tensor, "x y z"]:
+    """Which voxels lie in a box; on the CPU.
+
+    Args:
+        boxes: Inside the volume.
+        size: Voxels of the volume.
+    """
+    inside = torch.zeros(size, dtype=torch.bool)
+    for start, stop in boxes.tolist():
+        inside[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = True
+    return inside

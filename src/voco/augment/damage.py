@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from voco.augment.blocks import draw_blocks, numbered_voxels
+from voco.augment.blocks import covered, draw_blocks, numbered_voxels
 from voco.draws import Draws
 from voco.shapes import Boxes, Shape3, Volumes
 
@@ -166,11 +166,8 @@ def covered_by(
     boxes: Int64[Tensor, "b n 2 3"], numbers: Int64[Tensor, "b"], size: Shape3
 ) -> Bool[Tensor, "b x y z"]:
     """Which voxels of each volume lie in any of its first so many boxes."""
-    covered = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for row, number, places in zip(covered, numbers.tolist(), boxes.tolist(), strict=True):
-        for start, stop in places[:number]:
-            row[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = True
-    return covered
+    firsts = zip(boxes, numbers.tolist(), strict=True)
+    return torch.stack([covered(row[:number], size) for row, number in firsts])
 
 
 def painted(volumes: Volumes, draws: Draws, *, probability: float, inpaint_share: float) -> Volumes:
@@ -213,8 +210,8 @@ def draw_hidden(
         for least, most in zip(shortest, longest, strict=True)
     )
     boxes = torch.where(inner[:, None, None, None], small, large)
-    covered = covered_by(boxes, again.long().cumprod(dim=1).sum(dim=1), size)
-    return (covered == _per_voxel(inner)) & _per_voxel(chosen)
+    inside = covered_by(boxes, again.long().cumprod(dim=1).sum(dim=1), size)
+    return (inside == _per_voxel(inner)) & _per_voxel(chosen)
 
 
 def size_of(volumes: Volumes) -> Shape3:

@@ -8,7 +8,7 @@ than that share is covered: about 13 % on average where the share is up to 30 %.
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from voco.augment.blocks import between, numbered_voxels
@@ -56,18 +56,6 @@ def draw_drops(
         volumes = (boxes[:, :, 1] - boxes[:, :, 0]).prod(dim=2)
     used = volumes.cumsum(dim=1) - volumes < budget
     return [row[chosen] for row, chosen in zip(boxes, used, strict=True)]
-
-
-def covered(boxes: Boxes, size: Shape3) -> Bool[Tensor, "x y z"]:
-    """Which voxels lie in a box.
-
-    Args:
-        boxes: Inside the volume.
-        size: Voxels of the volume.
-    """
-    inside = torch.zeros(math.prod(size), dtype=torch.bool, device=boxes.device)
-    inside[numbered_voxels(boxes, size)[1]] = True
-    return inside.view(size)
 
 
 def filled_with_noise(

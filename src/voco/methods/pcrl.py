@@ -31,6 +31,7 @@ not what they seem meant to be. The repair is the default of each, and a setting
 
 What differs besides:
 
+- Pairs of crops are drawn anew in every step; the reference draws 16 of each scan once.
 - Shares of mixtures and blends are drawn for each volume, in the code once for a batch; a mixture
   has a part of the *next* volume, in the code of a random one.
 - Damages of the two crops are drawn each on their own; in the code both are painted, or none.
@@ -46,11 +47,12 @@ scan. The smallest of the reference's sizes hardly ever finds a partner that ove
 """
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -236,9 +238,9 @@ class Queue(nn.Module):
         self.register_buffer("rows", torch.randn(size, width))
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
 
-    def filled(self) -> Float[Tensor, ""]:
-        """Which share of it are keys."""
-        return (self.taken / len(self.rows)).clamp(max=1)
+    def empty(self) -> Bool[Tensor, "k"]:
+        """Which rows it started with."""
+        return torch.arange(len(self.rows), device=self.rows.device) >= self.taken
 
     @torch.no_grad()
     def add(self, keys: Embeddings) -> None:
@@ -451,13 +453,16 @@ class PCRL(Method):
 
     @torch.no_grad()
     def _health(self, whole: Branch, targets: tuple[Volumes, ...]) -> dict[str, Tensor]:
-        """How well pairs are told among all that is remembered, and what guesses cost.
+        """How well pairs are told among the keys that are remembered, and what guesses cost.
+
+        The rows that a queue starts with are no keys: what is unlike them has learnt nothing.
 
         ``contrast_chance`` is of equal embeddings, ``restoration_chance`` of restoring the mean of
         each target, ``loss_chance`` of both with their weights.
         """
         config = self.config
         others, positives, excluded = candidates(whole.key, self.queue.rows)
+        excluded[:, len(positives) :] |= self.queue.empty()
         health = pair_health(whole.query, others, positives, excluded)
         means = [target.mean(dim=(1, 2, 3, 4), keepdim=True) for target in targets]
         guesses = [mean.expand_as(target) for mean, target in zip(means, targets, strict=True)]
@@ -470,7 +475,7 @@ class PCRL(Method):
         )
         health["effective_rank"] = effective_rank(whole.query)
         health["teacher_distance"] = distance(self.teacher, self.student)
-        health["queue_filled"] = self.queue.filled()
+        health["queue_filled"] = 1 - self.queue.empty().float().mean()
         outside = (targets[0] < 0) | (targets[0] > 1)
         health["outside_share"] = outside.float().mean()
         return health
@@ -511,9 +516,7 @@ def transformed(crops: Crops, codes: Int64[Tensor, "b n code"]) -> Crops:
 # ---- losses -----------------------------------------------------------------------------------
 
 
-def restoration_loss(
-    found: "list[Volumes] | tuple[Volumes, ...]", targets: tuple[Volumes, ...]
-) -> Float[Tensor, ""]:
+def restoration_loss(found: Sequence[Volumes], targets: Sequence[Volumes]) -> Float[Tensor, ""]:
     """Mean squared error of each restoration; the mean of them. In at least float32."""
     errors = [
         (at_least_float32(own) - at_least_float32(target)).square().mean()

@@ -30,12 +30,16 @@ What differs from the code:
 - Small crops lie between the outer faces of the two large ones; in the code they may begin up to 3
   voxels beyond, and be cut off by the border. The published script for preparing data stores the
   two large crops a second time where it should store the small ones; this follows the article.
+- Crops are drawn anew in every step; the reference draws 16 sets of each scan once.
 - Changes of intensity are those of torchio before its version 2, with all numbers written out
   here; blur has one width along all axes. Two patches that overlap are not swapped.
 - Crops come out of a window, whose size is our choice, not out of a whole scan; they are resampled
   linearly, without smoothing before.
 - The reference leaves out crops with much air; ``windows.foreground`` keeps windows on the body.
 - Training is by the optimizer of the recipe, AdamW; the reference has SGD.
+
+nnssl's port takes the first small crop for each of the six, adds their terms up, and leaves the
+weight of the stage at 1; none of this is here.
 
 The network sees crops standardised each by itself, as in the code. Where volumes for fine-tuning
 are not, ``standardise: false`` keeps the recipe's range.

@@ -42,8 +42,8 @@ from jaxtyping import Float, Int64
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from voco.augment.blocks import between
-from voco.augment.drops import covered, draw_drops, filled_with_noise
+from voco.augment.blocks import between, covered
+from voco.augment.drops import draw_drops, filled_with_noise
 from voco.augment.spatial import Plane, turn
 from voco.backbone import Backbone, Part
 from voco.draws import Draws
@@ -279,7 +279,7 @@ def corrupted(volumes: Volumes, draws: Draws, config: SwinUNETRPretrainingConfig
         crops[at] = filled_with_noise(crops[at], noisy[at], seeds[at], config.intensities)
         if donor != at:
             shown = (crops if config.swap_source == "partly_corrupted" else clean)[donor]
-            inside = covered(swapped[at].to(volumes.device), size)
+            inside = covered(swapped[at], size).to(volumes.device)
             crops[at] = torch.where(inside, shown, crops[at])
     return torch.stack(crops)
 

@@ -193,9 +193,7 @@ def _pictures(tables: ComparisonTables, backbone: str, order: Sequence[Row]) -> 
         yield chart(svg, caption, wide=True)
     lines = list(_lines(tables, order))
     if lines and len(lines[0].places) > 1:
-        caption = (
-            f"{name} by number of labelled cases. Dashed: scratch. Bands: 95 % intervals."
-        )
+        caption = f"{name} by number of labelled cases. Dashed: scratch. Bands: 95 % intervals."
         if len(lines) > _NAMED_LINES + 1:
             caption += f" In colour: the {_NAMED_LINES} best by mean rank. Grey: the others."
         yield chart(draw_lines(lines, "Label efficiency", unit=name), caption, wide=True)
@@ -384,7 +382,8 @@ def _other_metrics(
         ]
         name = metric_name(metric)
         of = "" if structure == ALL else f": {words.plain(structure)}"
-        yield Table(f"{name}{of}", columns, rows, folded=True)
+        note = "Means leave out structures that were missed altogether." if metric == "hd95" else ""
+        yield Table(f"{name}{of}", columns, rows, note, folded=True)
     for metric in dict.fromkeys(v.metric for v in tables.values if v.case == WHOLE_SET):
         rows = [
             [

@@ -132,3 +132,29 @@ def test_a_gpu_without_memory_is_no_fault_of_the_program_and_the_way_out_is_name
     said = capsys.readouterr().err
     assert "(CUDA out of memory. Tried to allocate 2.00 GiB). Set a smaller batch_size" in said
     assert "report it" not in said
+
+
+def test_keys_of_a_comparison_are_options_and_help_lists_them(capsys):
+    assert main(["compare", "compare-smoke", "--help"]) == DONE
+    printed = capsys.readouterr().out
+    assert "--dry_run" in printed
+    assert "--pretraining_seed\n" in printed
+    words = ["compare", "compare-smoke", "--out", "nowhere", "--dry_run", "--labels", "[3, 5, 9]"]
+    assert main([*words, "--seeds=7", "--handover", "encoder"]) == DONE
+    printed = capsys.readouterr().out
+    assert "scratch  unet  none               3 jobs: 3 waiting" in printed
+    assert "full" not in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds", "[1"], "--seeds: not a value as YAML has it"),
+        (["--seeds"], "--seeds: a value is missing"),
+        (["--pretraining.stpes", "3"], "unknown key 'methods.voco.stpes'; did you mean 'steps'"),
+        (["--seed", "3"], "seed"),
+    ],
+)
+def test_a_wrong_key_of_a_comparison_is_named(words, said, capsys):
+    assert main(["compare", "compare-smoke", "--out", "nowhere", *words]) == USAGE
+    assert said in " ".join(capsys.readouterr().err.split())

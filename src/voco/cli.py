@@ -11,6 +11,7 @@ import inspect
 import io
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -436,7 +437,26 @@ def _compare(words: Words) -> int:
         print(f"{done}\nreport: {out / 'report.html'}")
         return DONE if done.complete else INCOMPLETE
 
-    return _call(compare, rest, f"compare {path}")
+    status = _call(compare, rest, f"compare {path}")
+    if {"-h", "--help"} & {*rest}:
+        print(_keys_in_words())
+    return status
+
+
+def _keys_in_words() -> str:
+    """The keys of a comparison's recipe, and what they are for."""
+    import textwrap
+
+    from voco.comparison.settings import ComparisonConfig
+
+    common = {"pretraining": "Settings of pre-training for all methods, over their own recipes."}
+    fields = ComparisonConfig.model_fields.items()
+    known = common | {name: field.description or "" for name, field in fields}
+    wrap = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns, initial_indent=" " * 4, subsequent_indent=" " * 4
+    )
+    blocks = [f"--{name}\n{wrap.fill(text)}" for name, text in known.items()]
+    return "\n".join(["keys of the recipe, as options with values as YAML has them:", "", *blocks])
 
 
 def _comparison(path: str, changes: dict[str, Any]) -> Any:  # noqa: ANN401 (imported late)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -239,8 +239,10 @@ class _Session:
             return
 
         def beat() -> None:
-            if not claim.beat():
-                raise _LostClaimError
+            # A file system that is out of reach for a while is no reason to stop.
+            with suppress(OSError):
+                if not claim.beat():
+                    raise _LostClaimError
 
         self._say(job, "begins")
         task = task_of(job, self._config, self._out, self._test, self._budget(job))
@@ -320,6 +322,11 @@ def _open(out: Path, *, resume: bool, overwrite: bool) -> None:
             "choose another folder."
         )
     if here and overwrite:
+        held = Claims(out / "claims").held()
+        if held:
+            raise UsageError(
+                f"{out}: {', '.join(held.values())} is working in it. Stop that first."
+            )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
 

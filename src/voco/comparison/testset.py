@@ -27,6 +27,9 @@ from voco.volume import Volume
 FOLDER = "test"
 """Of the comparison's own lists and references."""
 
+_DONE = "cases.json"
+"""Written last: which cases these are."""
+
 
 def collect(config: ComparisonConfig, out: Path) -> UnseenScans:
     """The scans to predict; where they come from a store, listed in the comparison's folder.
@@ -40,8 +43,13 @@ def collect(config: ComparisonConfig, out: Path) -> UnseenScans:
         return config.test
     folder = out / FOLDER
     cases = _test_cases(config)
-    if not (folder / "done.json").is_file():
+    if not (folder / _DONE).is_file():
         _write(cases, folder, classifies=isinstance(config.finetuning.task, ClassificationConfig))
+    if json.loads((folder / _DONE).read_text(encoding="utf-8")) != _contents(cases):
+        raise ConfigError(
+            f"{folder}: the cases of the split 'test' are not those that it was begun with. Start "
+            "anew in another folder."
+        )
     _refuse_seen(config, {one.case.source for one in cases})
     references = "targets.csv" if (folder / "targets.csv").is_file() else "references"
     return UnseenScans(images=(str(folder / "scans.csv"),), references=str(folder / references))
@@ -99,13 +107,18 @@ def _write(cases: list[Labelled], folder: Path, *, classifies: bool) -> None:
     if classifies:
         targets = [[one.case.id, one.case.target] for one in cases]
         write_rows(draft / "targets.csv", ["case", "target"], targets)
-    (draft / "done.json").write_text(json.dumps({"cases": len(cases)}), encoding="utf-8")
+    (draft / _DONE).write_text(json.dumps(_contents(cases), indent=2), encoding="utf-8")
     try:
         draft.rename(folder)
     except OSError:
         shutil.rmtree(draft)
-        if not (folder / "done.json").is_file():
+        if not (folder / _DONE).is_file():
             raise
+
+
+def _contents(cases: list[Labelled]) -> dict[str, str]:
+    """By case: the hash of what it was prepared from."""
+    return {one.case.id: one.case.source_sha256 for one in cases}
 
 
 def _sources(cases: list[Labelled]) -> Iterator[Source]:

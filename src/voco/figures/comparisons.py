@@ -75,6 +75,7 @@ def draw_intervals(
         grid: Any = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)
         for axes, (title, dots) in zip(grid[0], panels, strict=True):
             _draw_intervals(axes, names, dots, zero)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=max(2, 6 - len(panels))))
             axes.set_title(title)
             axes.set_xlabel(unit)
         return to_svg(figure, words)
@@ -95,7 +96,6 @@ def _draw_intervals(
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
 def draw_lines(lines: Sequence[Line], title: str, *, unit: str = "") -> str:

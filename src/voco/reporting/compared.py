@@ -22,7 +22,7 @@ class ComparisonTables:
         cells: Means.
         gains: Over scratch.
         rivals: Gains over the row that the recipe names.
-        ranks: By the metric that counts.
+        ranks: By the metric that counts, where there are more than two rows.
         metric: That metric.
     """
 
@@ -62,7 +62,7 @@ def read_comparison(folder: Path) -> ComparisonTables:
         cells(results),
         gains(results),
         gains(results, against) if against else [],
-        ranks(results, metric),
+        [rank for rank in ranks(results, metric) if rank.rows > 2],
         metric,
     )
 

@@ -193,10 +193,9 @@ def _pictures(tables: ComparisonTables, backbone: str, order: Sequence[Row]) -> 
         yield chart(svg, caption, wide=True)
     lines = list(_lines(tables, order))
     if lines and len(lines[0].places) > 1:
-        caption = (
-            f"{name} by number of labelled cases. Dashed: from scratch. In colour: the "
-            f"{_NAMED_LINES} rows of the best mean rank; bands: 95 % intervals. Grey: the others."
-        )
+        caption = f"{name} by number of labelled cases. Dashed: scratch. Bands: 95 % intervals."
+        if len(lines) > _NAMED_LINES + 1:
+            caption += f" In colour: the {_NAMED_LINES} best by mean rank. Grey: the others."
         yield chart(draw_lines(lines, "Label efficiency", unit=name), caption, wide=True)
     placed = [rank for rank in tables.ranks if rank.row.backbone == backbone]
     if placed:
@@ -263,7 +262,7 @@ def _labelled_cases(costs: Iterable[Cost], row: Row, labels: str) -> int | None:
 def _tables(tables: ComparisonTables, backbone: str, order: Sequence[Row]) -> Iterator[Table]:
     name = metric_name(tables.metric)
     labels = list(dict.fromkeys(cell.labels for cell in tables.cells))
-    placed = {rank.row: rank for rank in tables.ranks}
+    placed = {rank.row: rank for rank in tables.ranks if rank.row.backbone == backbone}
     means = {(c.row, c.labels, c.metric, c.structure): c for c in tables.cells}
     over = {(g.row, g.labels): g for g in tables.gains if g.metric == tables.metric}
     rivals = {(g.row, g.labels): g for g in tables.rivals if g.metric == tables.metric}
@@ -272,8 +271,9 @@ def _tables(tables: ComparisonTables, backbone: str, order: Sequence[Row]) -> It
         cells_of = [means.get((row, one, tables.metric, ALL)) for one in labels]
         rank = placed.get(row)
         place = f"{rank.rank:.1f} [{rank.low:.1f}, {rank.high:.1f}]" if rank else "–"
-        rows.append([row_name(row, tables), *map(_cell_text, cells_of), place])
-    columns = ["row", *map(labels_name, labels), "mean rank"]
+        texts = [*map(_cell_text, cells_of), *([place] if placed else [])]
+        rows.append([row_name(row, tables), *texts])
+    columns = ["row", *map(labels_name, labels), *(["mean rank"] if placed else [])]
     note = "Mean over cases and seeds, and its 95 % interval (seeds and cases resampled)."
     yield Table(name, columns, rows, note)
     yield _gain_table("Gain over scratch", over, tables, order)
@@ -283,7 +283,7 @@ def _tables(tables: ComparisonTables, backbone: str, order: Sequence[Row]) -> It
     if rivals:
         yield _tests_table(f"Tests against {tables.against}", rivals, tables, order)
     yield from _other_metrics(tables, order, labels, means)
-    if placed and tables.ranks:
+    if placed:
         rows = [
             [
                 row_name(row, tables),
@@ -382,7 +382,8 @@ def _other_metrics(
         ]
         name = metric_name(metric)
         of = "" if structure == ALL else f": {words.plain(structure)}"
-        yield Table(f"{name}{of}", columns, rows, folded=True)
+        note = "Means leave out structures that were missed altogether." if metric == "hd95" else ""
+        yield Table(f"{name}{of}", columns, rows, note, folded=True)
     for metric in dict.fromkeys(v.metric for v in tables.values if v.case == WHOLE_SET):
         rows = [
             [

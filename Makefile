@@ -15,8 +15,9 @@ $(V)/.stamp: pyproject.toml constraints.txt
 demo: setup  ## the main job on generated torsos, report in demo/report.html
 	$(BIN)/voco demo --out demo --overwrite
 
+# Two processes of one thread each: two of two threads would wait for each other on two cores.
 test: setup  ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: setup  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

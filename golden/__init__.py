@@ -1,0 +1,1 @@
+"""Golden curves: how each method learns, recorded."""

@@ -6,6 +6,7 @@ and draws it to ``docs/methods/NAME.svg``. A test runs the first steps of one se
 that computes something else leaves its band.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -113,7 +114,7 @@ def run(name: str, store: Path, seed: int, upto: int = STEPS) -> dict[int, Figur
     fabric = launch(config.precision)
     optimizer = build_optimizer(config.optimizer, method)
     batches = window_batches(windows, fabric.device, 0, 0, STEPS * config.optimizer.accumulate)
-    try:
+    with contextlib.suppress(_EnoughError):
         fit(
             fabric,
             method,
@@ -125,8 +126,6 @@ def run(name: str, store: Path, seed: int, upto: int = STEPS) -> dict[int, Figur
             what=f"{name}, seed {seed}",
             hooks=(look,),
         )
-    except _EnoughError:
-        pass
     return looks
 
 

@@ -16,11 +16,12 @@ which follows slowly, sees the second.
 Encoder *and* decoder are trained and handed on; the copy stays behind. Four things in the code are
 not what they seem meant to be. The repair is the default of each, and a setting restores the code:
 
-- ``targets: damaged``: what is to be restored is the crop with its damages, of which some are
-  noise that nothing tells. ``clean`` is the crop before blur, shuffling and painting.
+- ``targets: damaged``: what is to be restored is the crop with its damages, just as the network
+  sees it: nothing is repaired, and noise is to be kept. ``clean`` is the crop before blur,
+  shuffling and painting.
 - ``mixed_targets: unaligned``: what is to be restored of a mixture are crops before they were
-  mirrored, turned and stretched, so that no voxel of it lies where the network sees it. A blur is
-  the best answer. ``aligned`` is moved as the network's input is.
+  mirrored, turned and stretched by amounts that nothing tells, so that a blur is the best answer.
+  ``aligned`` is moved as the network's input is.
 - ``contrast: memory_bank``: a two-way guess for each candidate instead of one choice among all.
   Its scale is frozen at what the untrained network gave in the first step. The number of training
   images that the formula asks for is there the number of batches; it cancels but for 1e-5, which
@@ -455,7 +456,7 @@ class PCRL(Method):
     def _health(self, whole: Branch, targets: tuple[Volumes, ...]) -> dict[str, Tensor]:
         """How well pairs are told among the keys that are remembered, and what guesses cost.
 
-        The rows that a queue starts with are no keys: what is unlike them has learnt nothing.
+        The rows that a queue starts with are no keys: to be unlike them shows nothing.
 
         ``contrast_chance`` is of equal embeddings, ``restoration_chance`` of restoring the mean of
         each target, ``loss_chance`` of both with their weights.

@@ -12,7 +12,7 @@ What differs from the reference:
   others. ``hidden: []`` makes the head linear.
 - AdamW where the reference has Adam.
 
-**Shortcuts.** Voxels must be as long along z as along x and y (``voco prepare --spacing-mm``):
+**Shortcuts.** Voxels must be as long along z as along x and y (``voco prepare --spacing_mm``):
 else the blur of thick slices tells the axis. The table, the circle of the field of view and
 padding tell it, too; ``windows.foreground`` keeps windows on the body, and ``mask: sphere`` hides
 the corners. Mirroring is left out, since two mirrorings are a rotation. On CT the task is easy:

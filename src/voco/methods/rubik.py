@@ -33,7 +33,7 @@ VoCo paper compares with is not known. What differs from the re-implementation:
 ``jlianglab/StepwisePretraining`` names something else after the cube (eight cubes that change
 places and make half turns, a Wasserstein loss whose penalty sees no condition). It is not here.
 
-**Shortcuts.** Voxels must be as long along z as along x and y (``voco prepare --spacing-mm``), else
+**Shortcuts.** Voxels must be as long along z as along x and y (``voco prepare --spacing_mm``), else
 blur tells which slabs were turned; so does padding, where windows reach beyond a scan. With few
 turned slabs most voxels stay, and giving the input back is nearly right: ``moved_share`` should be
 above a half, and ``loss_chance`` says what that costs.

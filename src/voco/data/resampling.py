@@ -137,10 +137,10 @@ def strongest(scores: Iterator[Rows], slab: Slab, margin: float = 0.0) -> Intege
         margin: By how much a later class must be higher.
     """
     best = stretch(next(scores), slab)[0]
-    winner = torch.zeros(best.shape, dtype=torch.int64)
+    winner = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
     for number, rows in enumerate(scores, start=1):
         score = stretch(rows, slab)[0]
-        winner[score > best + margin] = number
+        winner.masked_fill_(score > (best + margin if margin else best), number)
         torch.maximum(best, score, out=best)
     return winner
 
@@ -163,7 +163,8 @@ def _mix(rows: Rows, taps: Taps, axis: int) -> Rows:
         return rows
     width = [1, 1, 1, 1]
     width[axis] = len(taps.voxel)
-    index, weight = torch.from_numpy(taps.voxel), torch.from_numpy(taps.weight)
+    index = torch.from_numpy(taps.voxel).to(rows.device)
+    weight = torch.from_numpy(taps.weight).to(rows.device)
     mixed = rows.index_select(axis, index[:, 0]) * weight[:, 0].view(width)
     for place in range(1, index.shape[1]):
         mixed += rows.index_select(axis, index[:, place]) * weight[:, place].view(width)

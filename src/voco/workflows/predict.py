@@ -15,14 +15,13 @@ from voco.config import parse
 from voco.data.imageio import write_image
 from voco.data.intensity import apply
 from voco.data.patches import fitted, lowest, scaling
-from voco.data.preprocess import Prepared, prepare_volume, restore_labels, restore_maps
+from voco.data.preprocess import Prepared, prepare_volume, restore_rows
 from voco.data.source import Source
 from voco.data.sources import discover, read_source
 from voco.data.store import write_atomically
 from voco.errors import DataError, UsageError, VocoError, WeightsError
 from voco.evaluation.tables import number_text, write_rows
-from voco.geometry import Grid
-from voco.inference import all_logits, class_probabilities, windows_of
+from voco.inference import class_probabilities, sliding_window, windows_of
 from voco.progress import track
 from voco.tasks.classification import Classification, ClassificationConfig
 from voco.tasks.segmentation import Segmentation, SegmentationConfig
@@ -225,25 +224,15 @@ def _segment(
     task = model.task
     assert isinstance(task, Segmentation)
     volume = _scaled(model, ready, ready.image)
-    logits = all_logits(task.backbone, volume, windows_of(task.config, flips=flips))
-    numbers = restore_labels(logits, ready.grid, ready.source_grid)
+    rows = sliding_window(task.backbone, volume, windows_of(task.config, flips=flips))
+    numbers, shares = restore_rows(rows, ready.grid, ready.source_grid, shares=maps)
     values = np.array(list(model.handover.classes))
     mask = values.astype(np.uint8 if values.max() < 256 else np.int16)[numbers]
     write_image(Volume(mask[None], ready.source_grid), out / f"{name}.nii.gz")
-    if maps:
-        shares = _probabilities(logits, ready.grid, ready.source_grid)
+    if shares is not None:
         folder = out / "probabilities"
         folder.mkdir(exist_ok=True)
         write_image(Volume(shares, ready.source_grid), folder / f"{name}.nii.gz")
-
-
-def _probabilities(
-    logits: Float[Tensor, "k x y z"], grid: Grid, source: Grid
-) -> Float[np.ndarray, "k _ _ _"]:
-    """Probability of every class on the scan's grid; what was cut away is background."""
-    shares = logits.float().softmax(dim=0)
-    background = restore_maps(shares[:1], grid, source, outside=1.0)
-    return np.concatenate([background, restore_maps(shares[1:], grid, source)])
 
 
 def _classify(model: Model, ready: Prepared, *, flips: bool) -> list[float]:

@@ -132,7 +132,7 @@ def mirrored(network: Network, volumes: Volumes, axes: tuple[int, ...]) -> Level
     for subset in subsets[1:]:
         dims = [axis + 2 for axis in subset]
         total = total + network(volumes.flip(dims)).float().flip(dims)
-    return total / len(subsets)
+    return total / len(subsets) if len(subsets) > 1 else total
 
 
 def starts(side: int, window: int, overlap: float) -> list[int]:

@@ -1,8 +1,8 @@
 """Scans onto the store's grid, and results back onto the scan's: pure functions of arrays.
 
 Preparing a store and predicting a scan share :func:`prepare_volume`, so a network sees the same
-voxels in both. The way back (:func:`restore_rows`, :func:`restore_labels`, :func:`restore_maps`) needs nothing but
-the two grids, and works on rows as they come out of a network.
+voxels in both. The way back (:func:`restore_rows`, :func:`restore_labels`, :func:`restore_maps`)
+needs nothing but the two grids, and works on rows as they come out of a network.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from voco.data.encoding import Encoding, choose_encoding, describe, histogram
 from voco.data.foreground import Box, body_box, body_threshold
-from voco.data.resampling import Slab, resized, resized_labels, slabs, stretch, strongest
+from voco.data.resampling import Slab, resized, resized_labels, slabs, stretch, winners
 from voco.data.store import ChannelStatistics, Preprocessing
 from voco.geometry import Grid
 from voco.shapes import Shape3, Spacing
@@ -181,9 +181,9 @@ def restore_rows(
 ) -> Restored:
     """The winning class of each voxel of a scan, from logits that come row by row.
 
-    The logits are interpolated linearly, then compared: as soon as the rows are there that a slab
-    of the result needs, a class at a time. So neither the logits nor what becomes of them is ever
-    held for a whole volume; only probabilities, if wanted. Where the prepared volume was cut
+    The logits are interpolated linearly, then compared, as soon as the rows are there that a slab
+    of the result needs. So neither the logits nor what becomes of them is ever held for a whole
+    volume; only probabilities, if wanted. Where the prepared volume was cut
     away, class 0 is, for certain.
 
     Args:
@@ -205,7 +205,7 @@ def restore_rows(
         if not labels.size:
             labels = np.zeros(way.new, np.uint8 if len(rows) <= 256 else np.int16)
             maps = np.empty((len(rows), *way.new), np.float32) if shares else None
-        labels[slab.made] = strongest((score[None] for score in rows), slab).cpu().numpy()
+        labels[slab.made] = winners(rows, slab).cpu().numpy()
         if maps is not None:
             for share, made in zip(rows.softmax(dim=0), maps, strict=True):
                 made[slab.made] = stretch(share[None], slab)[0].cpu().numpy()

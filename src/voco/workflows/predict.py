@@ -19,6 +19,7 @@ from voco.data.preprocess import Prepared, prepare_volume, restore_rows
 from voco.data.source import Source
 from voco.data.sources import discover, read_source
 from voco.data.store import write_atomically
+from voco.engine.allocator import keep_freed_pages
 from voco.errors import DataError, UsageError, VocoError, WeightsError
 from voco.evaluation.tables import number_text, write_rows
 from voco.inference import class_probabilities, sliding_window, windows_of
@@ -101,6 +102,8 @@ def predict(
         UsageError: If results would be replaced without being asked to.
     """
     model = load_model(Path(run), device)
+    if model.device.type == "cpu":
+        keep_freed_pages()
     sources, failures = _find([Path(scan) for scan in scans])
     out = Path(out)
     segments = isinstance(model.task, Segmentation)

@@ -29,7 +29,7 @@ def ct(shape: Shape3, length_mm: float) -> Volume:
     """
     body = _torso(length_mm).image
     voxels = resized(body.array, shape, np.int16)[0]
-    noise = np.random.default_rng(0).standard_normal(shape[:2] + (8,), dtype=np.float32)
+    noise = np.random.default_rng(0).standard_normal((*shape[:2], 8), dtype=np.float32)
     grains = np.rint(noise * _NOISE_HU).astype(np.int16)
     for z in range(shape[2]):  # another shift of one of a few patterns for every slice
         voxels[:, :, z] += np.roll(grains[:, :, z % 8], 37 * z, axis=0)

@@ -120,7 +120,7 @@ def main(folder: Path, way: str) -> None:
     """One way, in this process."""
     case = json.loads((folder / "case.json").read_text())
     grid, source = _grid(case["grid"]), _grid(case["source"])
-    network, roi = Cheap().eval().requires_grad_(False), tuple(case["roi"])
+    network, roi = Cheap().requires_grad_(requires_grad=False), tuple(case["roi"])
     volume = torch.from_numpy(np.load(folder / "volume.npy"))
     if way == "ours":
         keep_freed_pages()

@@ -19,12 +19,12 @@ from voco.data.source import Source
 from voco.data.store import Preprocessing, Store
 from voco.shapes import Shape3
 
-LOW_HU, HIGH_HU, SPACING_MM = -175.0, 250.0, 1.5
+LOW_HU, HIGH_HU = -175.0, 250.0
+SPACING_MM = (1.5, 1.5, 1.5)
+PREPROCESSING = Preprocessing(spacing_mm=SPACING_MM, foreground=True)
 
 
-def subject(
-    folder: Path, shape: Shape3 = (512, 512, 600), length_mm: float = 600.0
-) -> Apart:
+def subject(folder: Path, shape: Shape3 = (512, 512, 600), length_mm: float = 600.0) -> Apart:
     """A CT of the torso as ``.nii.gz``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_ct(folder / "ct.nii.gz", shape, length_mm)
@@ -32,7 +32,7 @@ def subject(
     size = "x".join(map(str, shape))
     return Apart(
         name="prepare",
-        what=f"a CT of {size} voxels (.nii.gz) prepared at {SPACING_MM} mm, on one core",
+        what=f"a CT of {size} voxels (.nii.gz) prepared at {SPACING_MM[0]} mm, on one core",
         module="voco.bench.preparing",
         folder=folder,
         equal=difference,
@@ -54,7 +54,7 @@ def plain(scan: Path, out: Path) -> None:
             LoadImage(image_only=True),
             EnsureChannelFirst(),
             Orientation(axcodes="RAS", labels=None),
-            Spacing((SPACING_MM,) * 3, mode="bilinear"),
+            Spacing(SPACING_MM, mode="bilinear"),
             ScaleIntensityRange(LOW_HU, HIGH_HU, 0.0, 1.0, clip=True),
             CropForeground(allow_smaller=True),
         ]
@@ -64,20 +64,22 @@ def plain(scan: Path, out: Path) -> None:
 
 def ours(scan: Path, store: Path) -> Outcome:
     """What a worker of ``voco prepare`` does with a scan."""
-    return take(Job(Source(id=scan.name[:-7], images=(scan,)), str(scan), scan.name[:-7], scan), store)
+    name = scan.name.removesuffix(".nii.gz")
+    return take(Job(Source(id=name, images=(scan,)), str(scan), name, scan), store)
 
 
-def difference(folder: Path) -> str:
-    """How far the two prepared volumes are apart, by what both say about the body's voxels."""
+def means(folder: Path) -> tuple[float, float]:
+    """Mean of the voxels that are neither air nor fat, in the network's range, plain and ours."""
     made = np.load(folder / "plain.npy")
     stored = Store(folder / "store").read("ct").astype(np.float32)
     scaled = ((stored - LOW_HU) / (HIGH_HU - LOW_HU)).clip(0, 1)
-    sizes = ["x".join(map(str, voxels.shape[1:])) for voxels in (made, scaled)]
-    means = [float(voxels[voxels > 0].mean()) for voxels in (made, scaled)]
-    return (
-        f"plain {sizes[0]}, voco {sizes[1]} voxels (another rule for the foreground); mean of the "
-        f"voxels above {LOW_HU:g} HU {means[0]:.4f} and {means[1]:.4f}"
-    )
+    return float(made[made > 0].mean()), float(scaled[scaled > 0].mean())
+
+
+def difference(folder: Path) -> str:
+    """What both prepared volumes say about the body; they are cut by different rules."""
+    first, second = means(folder)
+    return f"cut by different rules; mean of the voxels within the window {first:.4f}, {second:.4f}"
 
 
 def main(folder: Path, way: str) -> None:
@@ -87,7 +89,7 @@ def main(folder: Path, way: str) -> None:
         plain(folder / "small.nii.gz", folder / "small.npy")
         report(lambda: plain(folder / "ct.nii.gz", folder / "plain.npy"))
         return
-    store = Store.create(folder / "store", Preprocessing(spacing_mm=(SPACING_MM,) * 3, foreground=True))
+    store = Store.create(folder / "store", PREPROCESSING)
     ours(folder / "small.nii.gz", store.path)
     outcome = report(lambda: ours(folder / "ct.nii.gz", store.path))
     if outcome.case is None:

@@ -110,9 +110,7 @@ def loader(store: Store, setting: Setting) -> Windows:
     """What pre-training reads from."""
     entries = [Entry(0, case) for case in store.cases.values()]
     share = Share(batch_size=1)
-    return Windows(
-        [store], entries, setting.config, setting.window, WindowIntensity(), 0, share
-    )
+    return Windows([store], entries, setting.config, setting.window, WindowIntensity(), 0, share)
 
 
 def plain(cache: Path, setting: Setting) -> Callable[[], Crops]:

@@ -348,11 +348,9 @@ def _statistics(
 ) -> tuple[ChannelStatistics, ...]:
     (x0, y0, z0), (x1, y1, z1) = box or ((0, 0, 0), stored.shape[1:])
     body = stored[:, x0:x1, y0:y1, z0:z1]
-    rows = zip(stored, body, encodings, above, strict=True)
-    return tuple(
-        describe(histogram(channel), histogram(part), encoding, threshold)
-        for channel, part, encoding, threshold in rows
-    )
+    whole = [histogram(channel) for channel in stored]
+    part = whole if body.shape == stored.shape else [histogram(channel) for channel in body]
+    return tuple(map(describe, whole, part, encodings, above))
 
 
 def _cut(

@@ -230,6 +230,15 @@ def _mix(rows: Rows, taps: Taps, axis: int) -> Rows:
     """Weighted sums along one axis."""
     if taps.voxel.shape[1] == 1 and len(taps.voxel) == rows.shape[axis]:
         return rows
+    if axis == 1 and taps.voxel.shape[1] == 2:
+        # Row by row nothing is gathered first: of all that preparing does, this is read most.
+        return torch.stack(
+            [
+                torch.lerp(rows[:, low], rows[:, high], float(share))
+                for (low, high), (_, share) in zip(taps.voxel.tolist(), taps.weight, strict=True)
+            ],
+            dim=1,
+        )
     width = [1, 1, 1, 1]
     width[axis] = len(taps.voxel)
     index = torch.from_numpy(taps.voxel).to(rows.device)

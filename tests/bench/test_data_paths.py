@@ -55,7 +55,7 @@ def test_the_same_metrics_are_measured():
 def test_the_same_crops_are_on_the_device(tmp_path, fit):
     store = sampling.small_store(tmp_path, (16, 16, 8), 300.0)
     config = WindowsConfig(fit=fit, foreground=False, workers=0)
-    setting = sampling.Setting("x", (2, 2, 1), 8, config)  # the window is the whole volume
+    setting = sampling.Setting("x", (2, 2, 1), 8, 2, config)  # the window is the whole volume
     subject = sampling.subject(store, tmp_path, setting)
     first, second = subject.plain(), subject.ours()
     assert first.shape == (6, 1, 8, 8, 8)

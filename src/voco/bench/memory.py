@@ -21,7 +21,7 @@ from voco.data.store import Store
 from voco.data.windows import WindowsConfig, window_batches
 
 STEPS, WARM_UP, EVERY = 10_000, 2_000, 250
-SETTING = Setting("memory", (2, 2, 1), 8, WindowsConfig(fit="crop"))
+SETTING = Setting("memory", (2, 2, 1), 8, 0, WindowsConfig(fit="crop"))
 
 
 def rows(folder: Path, steps: int = STEPS) -> list[dict[str, Any]]:

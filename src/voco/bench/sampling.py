@@ -7,7 +7,6 @@ the other with a transform of MONAI; ours is the loader of pre-training and the 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from voco.shapes import Boxes, Shape3
 from voco.workflows.prepare import prepare
 
 CPU = torch.device("cpu")
-QUERIES = 2
+_ENDLESS = 1 << 30
 
 Crops = Float[Tensor, "n 1 x y z"]
 
@@ -40,12 +39,14 @@ class Setting:
         name: For the table.
         grid: Base crops along x, y and z.
         side: Voxels along each side of a crop.
+        others: Crops at other places in the window.
         config: How windows are cut.
     """
 
     name: str
     grid: Shape3
     side: int
+    others: int
     config: WindowsConfig
 
     @property
@@ -55,17 +56,21 @@ class Setting:
         return (x, y, z)
 
     def boxes(self) -> Boxes:
-        """The base crops and two others, somewhere."""
+        """The base crops and the others; none where the window is the only crop."""
+        if self.grid == (1, 1, 1) and not self.others:
+            return torch.zeros(0, 2, 3, dtype=torch.int64)
         size = (self.side, self.side, self.side)
-        places = torch.rand(QUERIES, 3, generator=torch.Generator().manual_seed(0))
+        places = torch.rand(self.others, 3, generator=torch.Generator().manual_seed(0))
         return torch.cat([grid_boxes(self.grid, size), boxes_at(places, size, self.window)])
 
 
 SETTINGS = (
-    Setting("sample-crop", (3, 3, 1), 64, WindowsConfig(fit="crop", workers=0)),
-    Setting("sample-resize", (4, 4, 1), 96, WindowsConfig(fit="resize", workers=0)),
+    Setting("sample", (1, 1, 1), 96, 0, WindowsConfig(fit="crop", workers=0)),
+    Setting("sample-v2", (3, 3, 1), 64, 2, WindowsConfig(fit="crop", workers=0)),
+    Setting("sample-v1", (4, 4, 1), 96, 2, WindowsConfig(fit="resize", workers=0)),
 )
-"""The windows of v2, and those of v1: the whole body in one size."""
+"""A crop per volume, as most methods take it; VoCo's windows in v2; and in v1, where the whole body
+is brought to one size."""
 
 
 def subjects(folder: Path, shape: Shape3 = (240, 240, 400)) -> list[Subject]:
@@ -93,15 +98,14 @@ def subject(store: Store, folder: Path, setting: Setting) -> Subject:
     else:
         low, width = WindowIntensity().low, WindowIntensity().high - WindowIntensity().low
         np.save(cache, ((store.read("ct") - np.float32(low)) / np.float32(width)).clip(0, 1))
-    numbers = count()
     sizes = ["x".join(map(str, sides)) for sides in (setting.window, case.shape)]
     how = "resampled from" if setting.config.fit == "resize" else "anywhere in"
     return Subject(
         name=setting.name,
-        what=f"{len(setting.boxes())} crops of {setting.side} cubed on the device, of a window of "
-        f"{sizes[0]} {how} {sizes[1]} voxels",
+        what=f"{max(1, len(setting.boxes()))} crops of {setting.side} cubed on the device, of a "
+        f"window of {sizes[0]} {how} {sizes[1]} voxels",
         plain=plain(cache, setting),
-        ours=lambda: ours(windows, setting, next(numbers)),
+        ours=ours(windows, setting),
         equal=difference if setting.config.fit == "resize" else lambda *_: "other random places",
     )
 
@@ -125,15 +129,21 @@ def plain(cache: Path, setting: Setting) -> Callable[[], Crops]:
 
     def sample() -> Crops:
         volume = window(np.load(cache))
+        if not crops:
+            return torch.as_tensor(volume)[None].to(CPU)
         return torch.stack([torch.as_tensor(cut(volume)) for cut in crops]).to(CPU)
 
     return sample
 
 
-def ours(windows: Windows, setting: Setting, number: int) -> Crops:
-    """A micro-batch of the loader, and its crops."""
-    volumes = next(window_batches(windows, CPU, 0, number, number + 1))
-    return crop(volumes, setting.boxes()[None])[0]
+def ours(windows: Windows, setting: Setting) -> Callable[[], Crops]:
+    """The next micro-batch of the loader, and its crops."""
+    volumes, boxes = window_batches(windows, CPU, 0, 0, _ENDLESS), setting.boxes()
+
+    def sample() -> Crops:
+        return crop(next(volumes), boxes[None])[0] if len(boxes) else next(volumes)
+
+    return sample
 
 
 def difference(first: Crops, second: Crops) -> str:

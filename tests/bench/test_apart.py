@@ -4,6 +4,7 @@ import pytest
 
 from voco.bench.apart import Apart, measure_apart, peak_bytes
 from voco.bench.harness import summed_up
+from voco.errors import UsageError
 
 STAND_IN = """
 import json, sys
@@ -27,6 +28,14 @@ def test_each_way_runs_in_its_own_process_and_is_set_beside_the_other(tmp_path, 
     assert (timing.ratio, timing.repeats, timing.equal) == (2.0, 2, "the same")
     assert (timing.plain_bytes, timing.ours_bytes) == (500, 100)
     assert seen == [tmp_path]
+
+
+def test_a_process_that_was_killed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "stand_in.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    subject = Apart("x", "something", "stand_in", tmp_path, str)
+    with pytest.raises(UsageError, match="stand_in .* plain' ended with status -9"):
+        measure_apart(subject, 1)
 
 
 def test_ratios_are_of_neighbours_not_of_medians():

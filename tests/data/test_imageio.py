@@ -454,3 +454,21 @@ def test_a_damaged_header_ends_in_a_volume_or_a_reason(tmp_path_factory, changes
         assert scan.volume.array.ndim == 4
         assert min(scan.volume.grid.spacing_mm) > 0
         assert np.isfinite(scan.volume.array).all()
+
+
+def test_a_gzip_file_of_several_streams_is_read_whole(tmp_path):
+    path = save(tmp_path / "whole.nii.gz", body())
+    content = gzip.decompress(path.read_bytes())
+    parts = [content[:100], content[100:400], content[400:]]
+    (tmp_path / "parts.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    whole, several = (read_image(tmp_path / f"{name}.nii.gz") for name in ("whole", "parts"))
+    assert np.array_equal(whole.array, several.array)
+
+
+def test_a_wrong_checksum_is_noticed(tmp_path):
+    path = save(tmp_path / "scan.nii.gz", body())
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # the first of the four bytes of the checksum
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged or cut off"):
+        read_image(path)

@@ -34,7 +34,7 @@ def test_a_process_that_was_killed_is_named(tmp_path, monkeypatch):
     (tmp_path / "stand_in.py").write_text("import os; os.kill(os.getpid(), 9)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     subject = Apart("x", "something", "stand_in", tmp_path, str)
-    with pytest.raises(UsageError, match="stand_in .* plain' ended with status -9"):
+    with pytest.raises(UsageError, match=r"stand_in .* plain' ended with status -9"):
         measure_apart(subject, 1)
 
 

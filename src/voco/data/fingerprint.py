@@ -57,6 +57,8 @@ _WHITEN = 1.5
 """Each wave is raised by its order to this power."""
 _STEPS_PER_RMS, _MOST_STEPS = 2.5, 7
 _GREY, _BINS = 30000, 64
+_ANEW = 0.97
+"""A look that is more like one of the others tells nothing new."""
 _HASH_BYTES = 8
 _SHIFTS = (0.05, 0.025, 0.0125)
 """By how much of its side a box is shifted at a time, to align two looks."""
@@ -201,13 +203,16 @@ def _looks(channel: Int16[np.ndarray, "x y z"], spacing_mm: Spacing) -> list[Loo
         return []
     grey = ((coarse.clip(low, high) - low) / (high - low) * _GREY).round().astype(np.int16)
     cell_mm = np.asarray(spacing_mm) * channel.shape / grey.shape
-    found: dict[Box, Looks] = {}
+    found: list[Looks] = []
     for level in _levels(grey):
         box = body_box(grey[None], [level])
-        if box is not None and box not in found:
-            sides_mm = (np.subtract(*box[::-1]) * cell_mm).astype(np.float32)
-            found[box] = Looks(sides_mm[None], _waves(grey, level, box)[None])
-    return list(found.values())
+        if box is None:
+            continue
+        sides_mm = (np.subtract(*box[::-1]) * cell_mm).astype(np.float32)
+        look = Looks(sides_mm[None], _waves(grey, level, box)[None])
+        if all((directions(look.waves) @ directions(other.waves).T).item() < _ANEW for other in found):
+            found.append(look)
+    return found
 
 
 def _levels(grey: Int16[np.ndarray, "x y z"]) -> tuple[float, float, float]:

@@ -64,12 +64,20 @@ class LeftOut(NamedTuple):
     likeness: float
 
 
-def find_overlaps(seen: Sequence[Fingerprint], tested: Sequence[Fingerprint]) -> list[Overlap]:
+def find_overlaps(
+    seen: Sequence[Fingerprint], tested: Sequence[Fingerprint], likeness: float = SAME
+) -> list[Overlap]:
     """All pairs of a seen and a tested case that were made from one scan.
 
-    In the order of the tested cases, and of the seen cases for each.
+    Args:
+        seen: Cases that were learnt from.
+        tested: Cases that are tested on.
+        likeness: How alike two cases must look.
+
+    Returns:
+        In the order of the tested cases, and of the seen cases for each.
     """
-    found = {(item.seen, item.tested): item for item in _alike(seen, tested)}
+    found = {(item.seen, item.tested): item for item in _alike(seen, tested, likeness)}
     sames: tuple[Same, ...] = ("voxels", "files")
     for same in sames:
         for pair in _equal(seen, tested, same):
@@ -146,7 +154,9 @@ def _equal(
             yield from ((place, number) for place in places.get(key, ()))
 
 
-def _alike(seen: Sequence[Fingerprint], tested: Sequence[Fingerprint]) -> Iterator[Overlap]:
+def _alike(
+    seen: Sequence[Fingerprint], tested: Sequence[Fingerprint], least: float
+) -> Iterator[Overlap]:
     """Pairs of cases that look the same."""
     ours, theirs = (
         [number for number, mark in enumerate(some) if len(mark.looks.waves)]
@@ -159,13 +169,13 @@ def _alike(seen: Sequence[Fingerprint], tested: Sequence[Fingerprint]) -> Iterat
     for number in theirs:
         products = directions(tested[number].looks.waves) @ rows.T
         likeness = np.maximum.reduceat(products.max(axis=0), starts)
-        for place in np.flatnonzero(likeness >= SAME):
+        for place in np.flatnonzero(likeness >= least):
             # Of equal looks the product may be a last bit above 1.
             yield Overlap(ours[place], number, "look", min(1.0, float(likeness[place])))
         for place in np.argsort(-likeness, kind="stable")[:_CASES]:
-            if WORTH_ALIGNING <= likeness[place] < SAME:
+            if WORTH_ALIGNING <= likeness[place] < least:
                 best = likeness_of(seen[ours[place]].looks, tested[number].looks)
-                if best >= SAME:
+                if best >= least:
                     yield Overlap(ours[place], number, "look", best)
 
 
@@ -175,12 +185,13 @@ def likeness_of(seen: Looks, tested: Looks) -> float:
     best = float(products.max(initial=0.0))
     for place in np.argsort(-products, axis=None)[:_LOOKS]:
         first, second = divmod(int(place), products.shape[1])
-        pair = (Looks(*(part[n : n + 1] for part in looks)) for n, looks in
-                ((first, tested), (second, seen)))  # fmt: skip
-        best = max(best, aligned_likeness(*pair))
-        if best >= SAME:
-            break
+        best = max(best, aligned_likeness(_row(tested, first), _row(seen, second)))
     return min(1.0, best)
+
+
+def _row(looks: Looks, number: int) -> Looks:
+    here = slice(number, number + 1)
+    return Looks(looks.sides_mm[here], looks.waves[here])
 
 
 def _products(seen: Looks, tested: Looks) -> Float32[np.ndarray, "tested seen"]:

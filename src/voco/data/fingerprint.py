@@ -210,7 +210,9 @@ def _looks(channel: Int16[np.ndarray, "x y z"], spacing_mm: Spacing) -> list[Loo
             continue
         sides_mm = (np.subtract(*box[::-1]) * cell_mm).astype(np.float32)
         look = Looks(sides_mm[None], _waves(grey, level, box)[None])
-        if all((directions(look.waves) @ directions(other.waves).T).item() < _ANEW for other in found):
+        if all(
+            (directions(look.waves) @ directions(other.waves).T).item() < _ANEW for other in found
+        ):
             found.append(look)
     return found
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from voco.data.store import write_atomically
 from voco.errors import DataError
 
-
 SEEN = "seen.csv"
 """Table beside predictions: which scans the network has learnt from, with the columns ``case`` and
 ``stage``: the training; empty for a new scan, ``unknown`` where the weights do not tell."""

@@ -290,9 +290,7 @@ def _write_names(handover: Handover, out: Path) -> None:
     write_atomically(out / "labels.json", content.encode())
 
 
-def _write_seen(
-    handover: Handover, marks: Mapping[str, Fingerprint], out: Path
-) -> dict[str, str]:
+def _write_seen(handover: Handover, marks: Mapping[str, Fingerprint], out: Path) -> dict[str, str]:
     """``seen.csv``: which scans the network has learnt from; those of earlier calls stay."""
     if handover.seen is None:
         return {}

@@ -47,7 +47,8 @@ WORTH_ALIGNING = 0.5
 
 _VERSION = "1"
 _COARSE = 48
-"""The volume is looked at on at most this many voxels along each axis."""
+"""The volume is looked at on this many voxels along each axis: more than a small one has, so that
+the faces of its boxes lie between voxels."""
 _CELLS = 16
 _WAVES = 15
 """Along each axis, the constant one included."""
@@ -118,7 +119,7 @@ def fingerprint(
     """
     files = hashlib.sha256(files_sha256.encode()).digest() if files_sha256 else bytes(_HASH_BYTES)
     voxels = hashlib.sha256(str(image.shape).encode())
-    voxels.update(np.ascontiguousarray(image))
+    voxels.update(np.ascontiguousarray(image).data)
     looks = [look for channel in image for look in _looks(channel, spacing_mm)]
     return Fingerprint(files[:_HASH_BYTES], voxels.digest()[:_HASH_BYTES], _stacked(looks))
 
@@ -138,8 +139,8 @@ def decode(text: str) -> Fingerprint | None:
         return None
     rows = np.frombuffer(raw, np.uint8, offset=start).reshape(-1, width)
     sides, packed = np.ascontiguousarray(rows[:, :12]), rows[:, 12:]
-    halves = np.stack([packed >> 4, packed & 15], axis=2).reshape(len(rows), -1)[:, :count]
-    waves = halves.astype(np.float32) - (_MOST_STEPS + 1)
+    halves = np.stack([packed >> 4, packed & 15], axis=2).reshape(len(rows), 2 * (width - 12))
+    waves = halves[:, :count].astype(np.float32) - (_MOST_STEPS + 1)
     looks = Looks(sides.view("<f4").astype(np.float32).reshape(-1, 3), waves)
     return Fingerprint(raw[:_HASH_BYTES], raw[_HASH_BYTES:start], looks)
 
@@ -194,8 +195,7 @@ def _stacked(looks: list[Looks]) -> Looks:
 
 
 def _looks(channel: Int16[np.ndarray, "x y z"], spacing_mm: Spacing) -> list[Looks]:
-    x, y, z = (min(side, _COARSE) for side in channel.shape)
-    coarse = resized(channel[None], (x, y, z))[0]
+    coarse = resized(channel[None], (_COARSE, _COARSE, _COARSE))[0]
     low, high = (float(value) for value in np.percentile(coarse, (0.5, 99.5)))
     if not low < high:
         low, high = float(coarse.min()), float(coarse.max())
@@ -208,7 +208,8 @@ def _looks(channel: Int16[np.ndarray, "x y z"], spacing_mm: Spacing) -> list[Loo
         box = body_box(grey[None], [level])
         if box is None:
             continue
-        sides_mm = (np.subtract(*box[::-1]) * cell_mm).astype(np.float32)
+        start, stop = box
+        sides_mm = (np.subtract(stop, start) * cell_mm).astype(np.float32)
         look = Looks(sides_mm[None], _waves(grey, level, box)[None])
         if all(
             (directions(look.waves) @ directions(other.waves).T).item() < _ANEW for other in found

@@ -1,4 +1,4 @@
-"""What ``handover.json`` keeps of the scans that a network has learnt from, and recognising them."""
+"""The scans that a network has learnt from: what ``handover.json`` keeps, and recognising them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple

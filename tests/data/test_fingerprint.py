@@ -121,12 +121,12 @@ def test_gain_and_offset_leave_the_look_as_it_is(gain, offset):
 
 
 def test_torsos_do_not_pass_for_each_other_but_their_copies_do():
-    volumes = [torso(0, case, spacing_mm=8.0).image for case in range(3)]
+    volumes = [torso(0, case, spacing_mm=8.0).image for case in range(2)]
     marks = [mark_of(prepare_volume(v, Preprocessing(), modality="CT")) for v in volumes]
     assert max(likeness(a, b) for a, b in combinations(marks, 2)) < SAME
     cut = Preprocessing(foreground=True, spacing_mm=(10.0, 10.0, 10.0))
     copies = [mark_of(prepare_volume(v, cut, modality="CT")) for v in volumes]
-    assert [(o.seen, o.tested) for o in find_overlaps(marks, copies)] == [(n, n) for n in range(3)]
+    assert [(o.seen, o.tested) for o in find_overlaps(marks, copies)] == [(n, n) for n in range(2)]
 
 
 @settings(max_examples=10)

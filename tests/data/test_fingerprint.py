@@ -199,7 +199,7 @@ def test_the_same_look_at_another_size_fits_less(mark):
     assert aligned_likeness(row, Looks(row.sides_mm * np.float32(1.2), row.waves)) < SAME
 
 
-def test_overlaps_come_in_the_order_of_the_tested_cases(scan):
+def test_overlaps_come_in_the_order_of_the_tested_cases():
     marks = [mark_of(prepared(body(seed))) for seed in (0, 1, 2)]
     found = find_overlaps([marks[2], marks[0], marks[0]], [marks[0], marks[1], marks[2]])
     assert [(item.seen, item.tested) for item in found] == [(1, 0), (2, 0), (0, 2)]

@@ -25,7 +25,7 @@ from voco.workflows.prepare import prepare
 from voco.workflows.pretrain import pretrain
 from voco.workflows.report import report
 
-SHAPE = (24, 22, 20)
+SHAPE = (40, 36, 32)
 EYE = np.eye(4)
 
 
@@ -33,7 +33,7 @@ def scan(seed, shape=SHAPE):
     """A smooth volume like no other, with HU of a body in air."""
     rng = np.random.default_rng(seed)
     places = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
-    organs = ndimage.gaussian_filter(rng.normal(size=shape), 2)
+    organs = ndimage.gaussian_filter(rng.normal(size=shape), 3)
     tissue = 40 + 80 * organs / organs.std()
     return np.where((places**2).sum(axis=0) < 0.8, tissue, -1000).round().astype(np.int16)
 
@@ -57,10 +57,9 @@ def places(tmp_path_factory):
     home = tmp_path_factory.mktemp("leaks")
     write(home / "old", {f"a{n}": scan(n) for n in range(5)})
     write(home / "new", {"b0": scan(100), "b1": scan(101)})
-    copies = {"copy_of_a1": scan(1), "dark_copy_of_a2": scan(2)[..., :-1]}
-    write(home / "new", copies)
+    write(home / "new", {"copy_of_a1": scan(1), "cut_copy_of_a2": scan(2)[..., :-1]})
     stored(home / "old", home / "learnt", spacing_mm=1.0)
-    stored(home / "new", home / "tested", spacing_mm=1.5, foreground=True)
+    stored(home / "new", home / "tested", spacing_mm=1.3, foreground=True)
     return home
 
 
@@ -72,20 +71,20 @@ def rows(file):
 def test_copies_are_found_and_nothing_else(places, tmp_path):
     found = leaks([places / "learnt"], [places / "tested"], tmp_path / "out")
     pairs = {(leak.case, leak.seen) for leak in found.leaks}
-    assert pairs == {("copy_of_a1", "a1"), ("dark_copy_of_a2", "a2")}
+    assert pairs == {("copy_of_a1", "a1"), ("cut_copy_of_a2", "a2")}
     assert (found.seen, found.tested, found.clean) == (5, 4, False)
-    assert found.cases == ("copy_of_a1", "dark_copy_of_a2")
+    assert found.cases == ("copy_of_a1", "cut_copy_of_a2")
     table = rows(tmp_path / "out" / "leaks.csv")
     assert [(row["case"], row["seen"], row["same"]) for row in table] == [
         ("copy_of_a1", "a1", "files"),
-        ("dark_copy_of_a2", "a2", "look"),
+        ("cut_copy_of_a2", "a2", "look"),
     ]
     assert 0.9 <= float(table[1]["likeness"]) < 1
 
 
 def test_a_folder_of_scans_needs_no_store(places):
     found = leaks([places / "old"], [places / "new"])
-    assert found.cases == ("copy_of_a1", "dark_copy_of_a2")
+    assert found.cases == ("copy_of_a1", "cut_copy_of_a2")
     assert found.table is None
 
 
@@ -142,7 +141,7 @@ def test_wrong_words_are_refused(places, tmp_path):
     learnt, tested = [places / "learnt"], [places / "tested"]
     with pytest.raises(UsageError, match="--against"):
         leaks(learnt, [])
-    with pytest.raises(UsageError, match="likeness 0.2"):
+    with pytest.raises(UsageError, match=r"likeness 0\.2"):
         leaks(learnt, tested, likeness=0.2)
     with pytest.raises(DataError, match="neither a store nor a run"):
         leaks(learnt, [tmp_path])
@@ -190,9 +189,7 @@ def test_a_store_without_fingerprints_gets_them_when_its_sources_are_prepared_ag
     assert leaks([places / "learnt"], [store.path]).cases == tuple(marks)
 
 
-def test_damaged_voxels_without_a_fingerprint_are_an_error_that_names_the_way_out(
-    places, tmp_path
-):
+def test_damaged_voxels_without_a_fingerprint_are_an_error_that_names_the_way_out(places, tmp_path):
     store = Store(stored(places / "old", tmp_path / "store"))
     store.add([store.cases["a0"].model_copy(update={"fingerprint": "", "revision": 1})])
     store.image_file("a0").write_bytes(b"")
@@ -233,9 +230,7 @@ def test_excluded_cases_are_left_out_and_told(places, pretrained, labelled, caps
     handover = read_handover(out)
     assert [part.cases for part in handover.data] == [2]
     assert handover.left_out == 2
-    assert [(part.digest, part.cases) for part in handover.guarded] == [
-        (Store(labelled).digest, 6)
-    ]
+    assert [(part.digest, part.cases) for part in handover.guarded] == [(Store(labelled).digest, 6)]
     assert leaks([out], [labelled]).clean
     assert not leaks([pretrained], [labelled]).clean
     assert "2 cases for the sake of 6 excluded cases" in report(out).read_text()
@@ -249,17 +244,15 @@ def test_a_run_is_not_resumed_with_other_exclusions(places, pretrained):
         )
 
 
-def test_the_other_cases_of_a_patient_are_left_out_too(places, labelled, tmp_path):
+def test_the_other_cases_of_a_patient_are_left_out_too(labelled, tmp_path):
     store = Store(blobs.blob_store(tmp_path / "store", 4))
     patient = {"group": "patient", "revision": 1}
     store.add([store.cases[name].model_copy(update=patient) for name in ("blob0", "blob2")])
-    out = pretrain(
-        pretraining.recipe(**CONFIG), [store.path], tmp_path / "run", exclude=[labelled]
-    )
+    out = pretrain(pretraining.recipe(**CONFIG), [store.path], tmp_path / "run", exclude=[labelled])
     assert [(row["case"], row["same"]) for row in rows(out / "left_out.csv")] == [
         ("blob0", "group"),
-        ("blob2", "files" if not store.cases["blob2"].has_label else "voxels"),
-        ("blob3", "files" if not store.cases["blob3"].has_label else "voxels"),
+        ("blob2", "voxels"),
+        ("blob3", "voxels"),
     ]
     assert [part.cases for part in read_handover(out).data] == [1]
 
@@ -279,9 +272,7 @@ def test_the_handover_knows_the_scans_but_no_names(pretrained):
 
 def test_the_next_training_knows_what_was_learnt_before(places, pretrained, tmp_path):
     store = blobs.blob_store(tmp_path / "more", 2, first=20)
-    run = pretrain(
-        pretraining.recipe(**CONFIG), [store], tmp_path / "run", weights=pretrained
-    )
+    run = pretrain(pretraining.recipe(**CONFIG), [store], tmp_path / "run", weights=pretrained)
     assert [len(part.fingerprints) for part in read_handover(run).seen] == [4, 2]
     assert leaks([run], [places / "blobs-learnt"]).cases == ("blob0", "blob1", "blob2", "blob3")
 
@@ -333,7 +324,7 @@ def test_a_fine_tuning_from_scratch_has_nothing_to_warn_of(labelled, tmp_path):
     assert notes["warnings"] == []
 
 
-def test_a_validation_case_that_is_learnt_from_under_another_name_is_told(labelled, tmp_path):
+def test_a_validation_case_that_is_learnt_from_under_another_name_is_told(tmp_path):
     store = Store(blobs.blob_store(tmp_path / "store", 3))
     twin = store.cases["blob0"].model_copy(update={"id": "twin", "source": "twin"})
     store.add([store.write(twin, store.read("blob0"), store.read_label("blob0"))])

@@ -250,7 +250,8 @@ def _is_state(value: object) -> bool:
 def weights_digest(path: Path | None) -> str | None:
     """sha256 of a weight file, or of the one in a run folder; ``None`` where there is no file.
 
-    Of a checkpoint it is that of ``state.json``, which holds those of the other files. A missing file is said properly when the weights are read.
+    Of a checkpoint it is that of ``state.json``, which holds those of the other files. A
+    missing file is said properly when the weights are read.
     """
     if path is None:
         return None

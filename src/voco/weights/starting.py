@@ -202,11 +202,11 @@ def _built(config: BackboneConfig, out_channels: int, seed: int = 0) -> Backbone
 
 def _parts_in(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[Part, ...]:
     names = unwrapped(tensors)[1]
-    parts = [p for p in _PARTS if any(n.startswith(backbone.prefixes(p)) for n in names)]
+    parts = tuple(p for p in _PARTS if any(n.startswith(backbone.prefixes(p)) for n in names))
     beside = tuple({*backbone.prefixes("encoder")} - {*backbone.prefixes("tokens")})
     if backbone.prefixes("tokens") and not any(name.startswith(beside) for name in names):
-        parts = ["tokens" if part == "encoder" else part for part in parts]
-    return tuple(parts)
+        return tuple("tokens" if part == "encoder" else part for part in parts)
+    return parts
 
 
 def check_settings(source: Source, backbone: Backbone) -> tuple[str, ...]:

@@ -254,7 +254,7 @@ def test_a_plain_file_of_monai_must_be_told_its_merging_unless_it_is_old(tmp_pat
     torch.save(state(network), tmp_path / "new.pt")
     assert passport(tmp_path / "new.pt").merging is None
     assert "set backbone.merging" in str(passport(tmp_path / "new.pt"))
-    with pytest.raises(WeightsError, match="1.5 changed how Swin UNETR merges"):
+    with pytest.raises(WeightsError, match=r"1\.5 changed how Swin UNETR merges"):
         voco.load(tmp_path / "new.pt")
     loaded = voco.load(tmp_path / "new.pt", merging="fixed").eval()
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,7 +22,9 @@ def published(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_published_file_is_described_in_words(published: Path, capsys: Any):
+def test_a_published_file_is_described_in_words(
+    published: Path, capsys: pytest.CaptureFixture[str]
+):
     assert main(["inspect", str(published)]) == DONE
     printed = capsys.readouterr().out
     assert "residual encoder U-Net of nnU-Net, nnssl or OpenMind" in printed
@@ -33,14 +34,14 @@ def test_a_published_file_is_described_in_words(published: Path, capsys: Any):
     assert "100 % of the encoder" in printed
 
 
-def test_programs_get_json(published: Path, capsys: Any):
+def test_programs_get_json(published: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["inspect", str(published), "--json"]) == DONE
     found = json.loads(capsys.readouterr().out)
     assert found["layout"] == "resenc"
     assert found["fits"][0]["share"] == 1.0
 
 
-def test_a_run_of_ours_shows_how_it_was_trained(tmp_path: Path, capsys: Any):
+def test_a_run_of_ours_shows_how_it_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     exported(tmp_path)
     assert main(["inspect", str(tmp_path)]) == DONE
     printed = capsys.readouterr().out
@@ -56,14 +57,16 @@ def test_a_weight_file_of_ours_is_known_without_its_handover(tmp_path: Path):
     assert type(voco.load(file)) is type(built().network)
 
 
-def test_a_backbone_that_does_not_fit_gives_status_1(published: Path, capsys: Any):
+def test_a_backbone_that_does_not_fit_gives_status_1(
+    published: Path, capsys: pytest.CaptureFixture[str]
+):
     assert main(["inspect", str(published), "--against", "unet", "unetr"]) == INCOMPLETE
     assert "not unetr: the file is of 'resenc_unet'" in capsys.readouterr().out
     assert main(["inspect", str(published), "--against", "unet", "resenc_unet"]) == DONE
 
 
 def test_an_unknown_layout_gives_status_1_only_if_a_backbone_is_asked_for(
-    tmp_path: Path, capsys: Any
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     save_file({"fc.weight": torch.ones(2, 2)}, tmp_path / "a.safetensors")
     assert main(["inspect", str(tmp_path / "a.safetensors")]) == DONE
@@ -71,12 +74,12 @@ def test_an_unknown_layout_gives_status_1_only_if_a_backbone_is_asked_for(
     assert main(["inspect", str(tmp_path / "a.safetensors"), "--against", "unet"]) == INCOMPLETE
 
 
-def test_a_backbone_that_is_not_there_is_wrong_usage(published: Path, capsys: Any):
-    with pytest.raises(UsageError, match="no backbone 'vit'. The backbones are: swin_unetr"):
+def test_a_backbone_that_is_not_there_is_wrong_usage(published: Path):
+    with pytest.raises(UsageError, match=r"no backbone 'vit'\. The backbones are: swin_unetr"):
         voco.inspect(published, ["vit"])
     assert main(["inspect", str(published), "--against", "vit"]) == USAGE
 
 
-def test_a_missing_file_is_named(tmp_path: Path, capsys: Any):
+def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["inspect", str(tmp_path / "none.pt")]) == INCOMPLETE
     assert "none.pt: no such file" in capsys.readouterr().err

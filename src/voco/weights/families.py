@@ -5,7 +5,7 @@ Patterns are regular expressions on the names of a file without the prefixes of 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -54,13 +54,13 @@ class Family:
     merging: Merging | None = None
     doubt: str = ""
 
-    def met(self, tensors: Tensors) -> tuple[str, ...]:
-        """Those of ``needs`` that a file meets."""
-        return tuple(need for need in self.needs if any(re.match(need, name) for name in tensors))
+    def met(self, names: Collection[str]) -> tuple[str, ...]:
+        """Those of ``needs`` that some name meets."""
+        return tuple(need for need in self.needs if any(re.match(need, name) for name in names))
 
     def recognises(self, tensors: Tensors) -> bool:
         """Whether a file has this layout."""
-        if len(self.met(tensors)) < len(self.needs):
+        if len(self.met(tensors.keys())) < len(self.needs):
             return False
         if any(re.match(lack, name) for lack in self.lacks for name in tensors):
             return False

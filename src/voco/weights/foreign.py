@@ -71,11 +71,11 @@ def identify(content: Content) -> Foreign | None:
 def nearest(tensors: Mapping[str, Tensor]) -> str:
     """What an unknown file is most like, in words."""
     names = list(unwrapped(tensors)[1])
-    shares = {family: len(family.met(dict.fromkeys(names))) for family in FAMILIES}  # pyright: ignore[reportArgumentType]
+    shares = {family: len(family.met(names)) for family in FAMILIES}
     best = max(FAMILIES, key=lambda family: shares[family] / len(family.needs))
     if not shares[best]:
         return f"No name is as in any layout that is known; the first are {few(names)}."
-    unmet = [need for need in best.needs if need not in best.met(dict.fromkeys(names))]  # pyright: ignore[reportArgumentType]
+    unmet = [need for need in best.needs if need not in best.met(names)]
     if unmet:
         wanted = ", ".join(_readable(need) for need in unmet)
         like = difflib.get_close_matches(_readable(unmet[0]), names, n=1, cutoff=0.3)

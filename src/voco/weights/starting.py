@@ -202,10 +202,13 @@ def _built(config: BackboneConfig, out_channels: int, seed: int = 0) -> Backbone
 
 def _parts_in(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[Part, ...]:
     names = unwrapped(tensors)[1]
-    parts = tuple(p for p in _PARTS if any(n.startswith(backbone.prefixes(p)) for n in names))
+    parts: tuple[Part, ...] = tuple(
+        p for p in _PARTS if any(n.startswith(backbone.prefixes(p)) for n in names)
+    )
     beside = tuple({*backbone.prefixes("encoder")} - {*backbone.prefixes("tokens")})
     if backbone.prefixes("tokens") and not any(name.startswith(beside) for name in names):
-        return tuple("tokens" if part == "encoder" else part for part in parts)
+        alone: Part = "tokens"
+        return tuple(alone if part == "encoder" else part for part in parts)
     return parts
 
 

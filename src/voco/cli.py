@@ -213,6 +213,11 @@ def _prepare(words: Words) -> int:
         workers: int | None = None,
         shard: str | None = None,
         overwrite: bool = False,
+        dataset: str | None = None,
+        partial: bool = False,
+        split_files: Annotated[
+            tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: those that come along)")
+        ] = (),
     ) -> int:
         """Bring scans on disk into a store: RAS, one spacing, int16, chunked, checked.
 
@@ -226,6 +231,12 @@ def _prepare(words: Words) -> int:
             workers: Processes; as many as there are cores if not given.
             shard: i/n (from 1): only every n-th case, for job arrays.
             overwrite: Make the store anew.
+            dataset: The source is this data set as its owners distribute it: checks counts, label
+                values and splits, and sets its spacing. A name, or the path of a description;
+                '--dataset list' lists the names.
+            partial: A data set may have fewer or more cases than its owners distribute.
+            split_files: Splits of a data set: FILE with the columns case and split, or
+                train=FILE validation=FILE.
         """
         from voco.workflows.prepare import prepare as run
 
@@ -238,10 +249,18 @@ def _prepare(words: Words) -> int:
             workers=workers,
             shard=_shard(shard),
             overwrite=overwrite,
+            dataset=dataset,
+            partial=partial,
+            split_files=split_files,
         )
         print(done)
         return DONE if done.complete else INCOMPLETE
 
+    if [*words] in (["--dataset", "list"], ["--dataset=list"]):
+        from voco.data.datasets import catalogue
+
+        print(catalogue())
+        return DONE
     return _call(prepare, words, "prepare")
 
 

@@ -30,7 +30,7 @@ def score_cases(
     intensity: Intensity,
     device: torch.device,
 ) -> list[Score]:
-    """Dice of every structure of each case, or the probability of every class.
+    """Dice of every structure (or region) of each case, or the probability of every class.
 
     Args:
         task: In any mode; is left in training mode.
@@ -82,6 +82,13 @@ def _dice(
     volume = _scaled(one.store.read(one.case.id), one, intensity, device)
     found = winners(task.backbone, volume, windows_of(task.config))
     truth = class_numbers(one.store.read_label(one.case.id), tuple(classes), one.case.id)
+    if regions := task.config.regions:
+        order = list(classes)
+        return [
+            Score(one.case.id, name, "dice", dice(*masks, [1])[1])
+            for name, values in regions.items()
+            for masks in [[np.isin(x, [order.index(v) for v in values]) for x in (found, truth)]]
+        ]
     values = dice(found, truth, range(1, len(classes)))
     names = list(classes.values())
     return [Score(one.case.id, names[n], "dice", value) for n, value in values.items()]

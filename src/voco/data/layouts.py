@@ -141,7 +141,9 @@ def check_counts(dataset: Dataset, name: str, root: Path, laid: Laid) -> None:
     """
     wrong = [count for count in laid.counts if not count.right]
     if wrong:
-        parts = [f"{count.pattern}: {count.expected} expected, {count.found} found" for count in wrong]
+        parts = [
+            f"{count.pattern}: {count.expected} expected, {count.found} found" for count in wrong
+        ]
         raise DataError(
             f"{root}: not all of {name} ({dataset.title}), or more than it. {'; '.join(parts)}. "
             "Complete it, or take what is there with --partial."
@@ -190,7 +192,9 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         else:
             text += f"(?P<{field[1]}>{r'[0-9]+' if field[2] else '[^/]+?'})"
             known.add(field[1])
-    return re.compile(text + re.escape(body[done:]) + (r"\.nii(?:\.gz)?" if body != pattern else ""))
+    return re.compile(
+        text + re.escape(body[done:]) + (r"\.nii(?:\.gz)?" if body != pattern else "")
+    )
 
 
 def _filled(pattern: str, fields: Mapping[str, str]) -> str:

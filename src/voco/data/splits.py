@@ -59,9 +59,7 @@ def with_splits(
     _check_named(found, {source.id for source in free}, where, partial=partial)
     chosen = {case: split for case, (split, _) in found.items()}
     kept = [source for source in laid.sources if chosen.get(source.id) != UNUSED]
-    return _disjoint(
-        [replace(source, split=source.split or chosen[source.id]) for source in kept]
-    )
+    return _disjoint([replace(source, split=source.split or chosen[source.id]) for source in kept])
 
 
 def _named(word: str) -> tuple[str | None, Path]:

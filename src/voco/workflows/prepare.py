@@ -80,7 +80,7 @@ _SHOWN = 10
 """Refusals that are printed; all are in the quality report."""
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 (one argument per option)
     sources: Path | str | Iterable[Path | str],
     out: Path | str,
     *,

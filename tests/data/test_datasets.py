@@ -142,7 +142,8 @@ def test_an_unknown_data_set_is_told_the_nearest():
 
 def test_a_description_of_ones_own_is_a_path_and_its_mistakes_are_named(tmp_path):
     file = tmp_path / "mine.yaml"
-    head = "title: t\nurl: u\nlicence: l\nuse: segmentation\nlayouts: [{name: n, parts: [{image: i}]}]\n"
+    layouts = "layouts: [{name: n, parts: [{image: i}]}]"
+    head = f"title: t\nurl: u\nlicence: l\nuse: segmentation\n{layouts}\n"
     file.write_text(head)
     assert read_dataset(str(file)).title == "t"
     file.write_text(f"{head}regions: {{TC: [9]}}\nlabels: {{0: background}}\n")
@@ -273,13 +274,13 @@ def fold(tmp_path, name, *rows):
     return file
 
 
-def split(tmp_path, found, *words, **options):
+def split(found, *words, **options):
     return with_splits(read_dataset("cc-ccii"), "cc-ccii", found, words, **options)
 
 
 def test_public_folds_are_taken_as_they_are(tmp_path):
     train, valid = fold(tmp_path, "t.csv", *THREE[:2]), fold(tmp_path, "v.csv", THREE[2])
-    sources = split(tmp_path, scans(tmp_path), f"train={train}", f"validation={valid}")
+    sources = split(scans(tmp_path), f"train={train}", f"validation={valid}")
     assert {s.id: s.split for s in sources} == {
         "p1-s10": "train",
         "p2-s20": "train",
@@ -292,33 +293,33 @@ def test_a_patient_in_two_splits_is_refused(tmp_path):
     train = fold(tmp_path, "t.csv", *THREE)
     valid = fold(tmp_path, "v.csv", ("Normal", 1, 11))
     with pytest.raises(DataError, match="patient 1 is in two splits: case 'p1-s10' in 'train'"):
-        split(tmp_path, found, f"train={train}", f"validation={valid}")
+        split(found, f"train={train}", f"validation={valid}")
 
 
 def test_a_case_in_two_splits_is_refused(tmp_path):
     train, valid = fold(tmp_path, "t.csv", *THREE), fold(tmp_path, "v.csv", THREE[0])
     with pytest.raises(DataError, match=r"'p1-s10' is of the split 'train' in .*t\.csv and 'valid"):
-        split(tmp_path, scans(tmp_path), f"train={train}", f"validation={valid}")
+        split(scans(tmp_path), f"train={train}", f"validation={valid}")
 
 
 def test_folds_that_are_no_partition_leave_cases_over_which_is_refused(tmp_path):
     train = fold(tmp_path, "t.csv", *THREE[:2])
     with pytest.raises(DataError, match=r"nothing about 1 cases that are there, such as p3-s30"):
-        split(tmp_path, scans(tmp_path), f"train={train}")
+        split(scans(tmp_path), f"train={train}")
 
 
 def test_cases_that_are_not_there_are_named_unless_the_set_is_partial(tmp_path):
     train = fold(tmp_path, "t.csv", *THREE, ("CP", 9, 90))
     found = scans(tmp_path)
     with pytest.raises(DataError, match="names 1 cases that are not there, such as p9-s90"):
-        split(tmp_path, found, f"train={train}")
-    assert len(split(tmp_path, found, f"train={train}", partial=True)) == 3
+        split(found, f"train={train}")
+    assert len(split(found, f"train={train}", partial=True)) == 3
 
 
 def test_a_file_of_ones_own_can_leave_cases_out(tmp_path):
     file = tmp_path / "mine.csv"
     file.write_text("case,split\np1-s10,train\np2-s20,val\np3-s30,unused\n")
-    sources = split(tmp_path, scans(tmp_path), str(file))
+    sources = split(scans(tmp_path), str(file))
     assert [(s.id, s.split) for s in sources] == [("p2-s20", "validation"), ("p1-s10", "train")]
 
 
@@ -337,12 +338,12 @@ def test_a_malformed_file_of_splits_is_refused(tmp_path, text, reason):
     file = tmp_path / "mine.csv"
     file.write_text(text)
     with pytest.raises(DataError, match=reason):
-        split(tmp_path, scans(tmp_path), str(file))
+        split(scans(tmp_path), str(file))
 
 
 def test_a_word_that_is_no_split_is_wrong_usage(tmp_path):
     with pytest.raises(UsageError, match="'fold0' is no split"):
-        split(tmp_path, scans(tmp_path), "fold0=x.csv")
+        split(scans(tmp_path), "fold0=x.csv")
 
 
 def test_a_data_set_is_closed_to_unknown_keys():

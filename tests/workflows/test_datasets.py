@@ -5,7 +5,7 @@ import json
 import numpy as np
 import official
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from blobs import recipe
 
 from voco.cli import main

@@ -105,6 +105,8 @@ def test_sets_for_pre_training_become_cases_without_labels(name, cases, tmp_path
     assert (done.taken, done.refusals) == (cases, ())
     found = Store(tmp_path / "store").cases.values()
     assert {(case.modality, case.has_label) for case in found} == {("CT", False)}
+    note = "2 images are no part of luna16" if name == "luna16" else "_day008, _1"
+    assert any(note in each for each in done.notes)
     groups = [case.group for case in found]
     assert groups == ([None, None] if name == "luna16" else ["0001", "0001", "0702"])
 
@@ -135,7 +137,7 @@ def test_labels_of_the_other_set_of_brain_tumours_are_refused(tmp_path):
     assert [("holds [4]" in reason, "BRATS_001" in reason) for _, reason in done.refusals] == [
         (True, True)
     ]
-    other = settings("brats-2021")
+    other = settings("brats-2021").model_copy(update={"validation": 0})
     with pytest.raises(ConfigError, match=r"task.regions.TC: \[4\] are no labels of this data"):
         find_job(other, [tmp_path / "store"])
 

@@ -72,7 +72,7 @@ class Laid:
         fields: By case: what the names in the patterns stand for.
         refused: Images and labels that are no whole case, and why.
         counts: How many images of each part there are.
-        unused: Image files that are no part of the data set.
+        unused: Image files, and folders of slices, that are no part of the data set.
     """
 
     layout: Layout
@@ -124,7 +124,8 @@ def lay_out(dataset: Dataset, name: str, root: Path) -> Laid:
             sources.append(made)
             fields[made.id] = found
         refused += _lone_labels(part, tree, used)
-    unused = [file for file in tree.files if file not in used]
+    places = dict.fromkeys([*tree.files, *(p for part in layout.parts for p in tree.places(part))])
+    unused = [place for place in places if place not in used]
     return Laid(layout, sources, fields, refused, counts, unused)
 
 

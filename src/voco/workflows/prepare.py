@@ -201,7 +201,7 @@ def _described(
     notes = list(description.traps)
     if laid.unused:
         names = ", ".join(laid.unused[:3])
-        notes.insert(0, f"{len(laid.unused)} image files are no part of {dataset}: {names}")
+        notes.insert(0, f"{len(laid.unused)} images are no part of {dataset}, such as {names}")
     found = {
         key: (source, root.absolute())
         for key, source in zip(source_keys(sources), sources, strict=True)

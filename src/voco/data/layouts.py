@@ -69,7 +69,6 @@ class Laid:
     Attributes:
         layout: Which layout the folder has.
         sources: Its cases, in the order of their paths.
-        fields: By case: what the names in the patterns stand for.
         refused: Images and labels that are no whole case, and why.
         counts: How many images of each part there are.
         unused: Image files, and folders of slices, that are no part of the data set.
@@ -77,7 +76,6 @@ class Laid:
 
     layout: Layout
     sources: list[Source]
-    fields: dict[str, dict[str, str]]
     refused: list[Refused]
     counts: list[Count]
     unused: list[str]
@@ -106,10 +104,10 @@ def lay_out(dataset: Dataset, name: str, root: Path) -> Laid:
     if layout is None:
         raise DataError(_misfit(dataset, name, tree))
     sources: list[Source] = []
-    fields: dict[str, dict[str, str]] = {}
     refused: list[Refused] = []
     counts: list[Count] = []
     used: set[str] = set()
+    ids: set[str] = set()
     for part in layout.parts:
         matches = list(_matches(part, tree))
         first = next(iter(part.images.values()))
@@ -119,19 +117,14 @@ def lay_out(dataset: Dataset, name: str, root: Path) -> Laid:
             if isinstance(made, Refused):
                 refused.append(made)
                 continue
-            if made.id in fields:
+            if made.id in ids:
                 raise DataError(f"{root}: two images would both become the case '{made.id}'.")
             sources.append(made)
-            fields[made.id] = found
+            ids.add(made.id)
         refused += _lone_labels(part, tree, used)
     places = dict.fromkeys([*tree.files, *(p for part in layout.parts for p in tree.places(part))])
     unused = [place for place in places if place not in used]
-    return Laid(layout, sources, fields, refused, counts, unused)
-
-
-def expected(layout: Layout) -> str:
-    """A layout in one line."""
-    return "; ".join(filter(None, (_described(part) for part in layout.parts)))
+    return Laid(layout, sources, refused, counts, unused)
 
 
 def check_counts(dataset: Dataset, name: str, root: Path, laid: Laid) -> None:
@@ -281,6 +274,11 @@ def _lone_labels(part: Part, tree: Tree, used: set[str]) -> list[Refused]:
     return [Refused(tree.root / file, "a label without an image") for file in lone]
 
 
+def _expected(layout: Layout) -> str:
+    """A layout in one line."""
+    return "; ".join(_described(part) for part in layout.parts)
+
+
 def _described(part: Part) -> str:
     first, *others = part.images.values()
     count = "" if part.count is None else f"{part.count} "
@@ -292,7 +290,7 @@ def _described(part: Part) -> str:
 
 def _misfit(dataset: Dataset, name: str, tree: Tree) -> str:
     lines = [f"{tree.root}: none of the layouts of {name} ({dataset.title}). Expected:"]
-    lines += [f"  {layout.name}: {expected(layout)}" for layout in dataset.layouts]
+    lines += [f"  {layout.name}: {_expected(layout)}" for layout in dataset.layouts]
     lines.append(f"Found: {_summary(tree)}.")
     if inner := _inner(dataset, tree):
         lines.append(f"It lies in {tree.root / inner}: name that folder.")

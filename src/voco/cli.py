@@ -305,6 +305,41 @@ def _verify(words: Words) -> int:
     return _call(verify, words, "verify")
 
 
+def _leaks(words: Words) -> int:
+    def leaks(
+        seen: Positional[Several],
+        *,
+        against: tuple[Path, ...],
+        out: Path | None = None,
+        likeness: float | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Find scans that are both in what was learnt from and in what is tested on.
+
+        Copies are found under any name, with another header, resampled, cut to the body, or with
+        another window of intensities. The exit status is 1 if there are any.
+
+        Of a store that keeps cases for testing (split test), those are tested on and the others
+        learnt from.
+
+        Args:
+            seen: Stores, runs, or folders of scans that a network has learnt from.
+            against: Stores, runs, or folders of scans that it is tested on.
+            out: Folder for leaks.csv.
+            likeness: How alike two scans must look, from 0.5 to 1; 0.9 if not given. Less shows
+                doubtful pairs as well.
+            overwrite: Replace what is there.
+        """
+        from voco.workflows.leaks import leaks as run
+
+        seen = _some(seen, "store or run")
+        found = run(seen, against, out, likeness=likeness, overwrite=overwrite)
+        print(found)
+        return DONE if found.clean else INCOMPLETE
+
+    return _call(leaks, words, "leaks")
+
+
 # --- training -------------------------------------------------------------------------------------
 
 
@@ -321,6 +356,9 @@ def _pretrain(words: Words) -> int:
         probe_data: Annotated[
             tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")
         ] = (),
+        exclude: Annotated[
+            tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")
+        ] = (),
         resume: bool = False,
         overwrite: bool = False,
         recipe: Annotated[PretrainConfig, tyro.conf.arg(name="")] = config,
@@ -333,6 +371,8 @@ def _pretrain(words: Words) -> int:
             weights: Start from the backbone of another run instead of from random weights.
             probe_data: Labelled stores that the features are asked about every probe_every
                 steps; the network never learns from them.
+            exclude: Stores that will be tested on: copies of their test cases (of all their
+                cases, if none has the split test) are not learnt from.
             resume: Go on from the last checkpoint in the run folder.
             overwrite: Replace what is there.
             recipe: Settings.
@@ -348,6 +388,7 @@ def _pretrain(words: Words) -> int:
             overwrite=overwrite,
             weights=weights,
             probe_data=probe_data,
+            exclude=exclude,
         )
         if _first_process():
             print(f"weights: {folder / 'weights.safetensors'}\nreport:  {report(folder)}")
@@ -760,6 +801,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Words], int]]] = {
     "phantom": ("generate labelled synthetic torso CTs", _phantom),
     "prepare": ("bring scans on disk into a store", _prepare),
     "verify": ("check a store, and repair it", _verify),
+    "leaks": ("scans that are both learnt from and tested on", _leaks),
     "pretrain": ("pre-train a network on unlabelled scans", _pretrain),
     "probe": ("what frozen features tell, beside an untrained network's", _probe),
     "finetune": ("fine-tune it on labelled scans, or train from scratch", _finetune),

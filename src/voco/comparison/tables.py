@@ -46,7 +46,7 @@ def write_tables(
     summaries = {job.id: _summary(job, out) for job in done}
     refuse_mixed((name, convention_of(each, name)) for name, each in summaries.items())
     values = [
-        [*value[:9], number_text(value.value), value.unit]
+        [*value[:9], number_text(value.value), *value[10:]]
         for job in done
         for value in _values(job, out, summaries[job.id])
     ]
@@ -109,8 +109,9 @@ def _summary(job: Job, out: Path) -> dict[str, Any]:
 
 
 def _values(job: Job, out: Path, summary: Mapping[str, Any]) -> Iterator[Value]:
+    seen = summary.get("seen", {})
     for score in read_scores(out / job.folder / "evaluation" / "metrics.csv"):
-        yield Value(*job.place, *score)
+        yield Value(*job.place, *score, seen=seen.get(score.case, ""))
     if summary["task"] == "classification":
         # These are figures of the whole set, which no mean over cases would give.
         for metric, entry in summary["mean"].items():

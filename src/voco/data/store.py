@@ -124,6 +124,9 @@ class Case(Config):
     """Of the image's file in the store."""
     label_sha256: str = ""
     """Of the label's file in the store; empty where the case has no label."""
+    fingerprint: str = ""
+    """By which its scan is recognised elsewhere (:mod:`voco.data.fingerprint`); empty in a store
+    that was made before there were any, until its sources are prepared once more."""
     revision: int = 0
     """How often it was made anew because its source changed; the highest counts."""
     gone: bool = False

@@ -66,6 +66,7 @@ def _warnings(tables: EvaluationTables) -> list[str]:
     lines = [f"Not measured: {each['case']}: {each['reason']}" for each in problems[:20]]
     if len(problems) > len(lines):
         lines.append(f"... and {len(problems) - len(lines)} more, in summary.json.")
+    lines += _learnt_from(tables)
     lines += [f"{note[:1].upper()}{note[1:]}." for note in tables.summary.get("notes", [])]
     left_out = (tables.comparison or {}).get("left_out", {})
     lines += [
@@ -74,6 +75,19 @@ def _warnings(tables: EvaluationTables) -> list[str]:
         for metric, number in left_out.items()
     ]
     return lines
+
+
+def _learnt_from(tables: EvaluationTables) -> list[str]:
+    """Cases that are no test of the first network, or of the second."""
+    comparison = tables.comparison or {}
+    names = comparison.get("names") or [tables.summary.get("name", "The network")]
+    parts = [tables.summary.get("seen", {}), comparison.get("seen", {})]
+    return [
+        f"{name} has learnt from {len(seen)} of these cases ({words.listed(list(seen))}): their "
+        "figures say nothing about new cases."
+        for name, seen in zip(names, parts, strict=False)
+        if seen
+    ]
 
 
 def _charts(tables: EvaluationTables) -> list[Picture]:

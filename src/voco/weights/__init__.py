@@ -16,6 +16,7 @@ from voco.weights.handover import (
     TrainingData,
     export,
     read_handover,
+    seen_before,
 )
 from voco.weights.loading import (
     Accounting,
@@ -29,14 +30,18 @@ from voco.weights.loading import (
     untrained,
 )
 from voco.weights.reading import read_tensors, weights_digest
+from voco.weights.seen import Guarded, Recognised, Seen, recognise, seen_in
 
 __all__ = [
     "HANDOVER_FILE",
     "TASK_PREFIX",
     "WEIGHTS_FILE",
     "Accounting",
+    "Guarded",
     "Handover",
+    "Recognised",
     "Refusal",
+    "Seen",
     "TrainingData",
     "account",
     "export",
@@ -45,6 +50,9 @@ __all__ = [
     "load_weights",
     "read_handover",
     "read_tensors",
+    "recognise",
+    "seen_before",
+    "seen_in",
     "task_tensors",
     "transfer",
     "untrained",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from voco.data.imageio import read_image, read_label
+from voco.data.listings import stem
 from voco.data.preprocess import resample
 from voco.data.store import write_atomically
 from voco.errors import DataError, UsageError
@@ -21,6 +22,7 @@ from voco.evaluation.tables import (
     Score,
     by_structure,
     mean_over_structures,
+    read_seen,
     write_scores,
 )
 from voco.progress import track
@@ -70,6 +72,12 @@ class Evaluation:
             lines += [_mean_line(name, e) for name, e in self.comparison["mean"].items()]
         if self.summary["cases"] < _FEW:
             lines += [f"intervals over fewer than {_FEW} cases are too narrow to be relied on"]
+        if seen := list(self.summary.get("seen", {})):
+            few = ", ".join(seen[:5]) + (", ..." if seen[5:] else "")
+            lines.append(
+                f"{len(seen)} of these cases were learnt from ({few}): their figures say nothing "
+                "about new cases"
+            )
         lines += [f"not measured: {case}: {reason}" for case, reason in self.problems]
         return "\n".join(lines)
 
@@ -84,6 +92,8 @@ class Measured:
     """By structure: cases that have it and whose prediction has not."""
     false_positives: dict[str, list[str]] = field(default_factory=dict)
     """By structure: cases that have it not and whose prediction has."""
+    seen: dict[str, str] = field(default_factory=dict)
+    """Cases that the network has learnt from, and in which training."""
 
     @property
     def cases(self) -> list[str]:
@@ -228,9 +238,12 @@ def _masks(
         "tolerance_mm": tolerance_mm,
         "misses": first.misses,
         "false_positives": first.false_positives,
+        "seen": first.seen,
         **summarised(first.scores, seed),
     }
-    comparison = compared(first.scores, found[1].scores, seed) if against else None
+    comparison = None
+    if against:
+        comparison = {"seen": found[1].seen, **compared(first.scores, found[1].scores, seed)}
     problems = [problem for measured in found for problem in measured.problems]
     return summary, comparison, [measured.scores for measured in found], problems
 
@@ -270,6 +283,8 @@ def _measured(
         if file not in used
     ]
     measured.scores = _completed(measured.scores)
+    seen = read_seen(predictions)
+    measured.seen = {case: seen[stem(f)] for case, f in pairs.items() if stem(f) in seen}
     return measured
 
 
@@ -361,8 +376,18 @@ def _classes(file: Path, references: Path, against: Path | None, seed: int) -> D
     classes = found[0].classes
     numbers = scored.class_numbers(shared, classes, references)
     scores = [table.rows(list(shared)) for table in found]
-    summary = {"cases": len(shared), **scored.summarised(numbers, scores[0], classes, seed)}
-    comparison = scored.compared(numbers, scores[0], scores[1], seed) if against else None
+    seen = [
+        {case: stage for case, stage in read_seen(each.parent).items() if case in shared}
+        for each in files
+    ]
+    summary = {
+        "cases": len(shared),
+        "seen": seen[0],
+        **scored.summarised(numbers, scores[0], classes, seed),
+    }
+    comparison = None
+    if against:
+        comparison = {"seen": seen[1], **scored.compared(numbers, scores[0], scores[1], seed)}
     tables = [scored.score_rows(shared, numbers, each, classes) for each in scores]
     return summary, comparison, tables, problems
 

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from voco.backbone import Backbone
 from voco.config import parse
+from voco.data.fingerprint import Fingerprint
 from voco.data.imageio import write_image
+from voco.data.intake import look_at
 from voco.data.intensity import apply
 from voco.data.listings import read_json
 from voco.data.patches import fitted, lowest, scaling
@@ -23,20 +25,30 @@ from voco.data.source import Source
 from voco.data.sources import discover, read_source
 from voco.data.store import write_atomically
 from voco.errors import DataError, UsageError, VocoError, WeightsError
-from voco.evaluation.tables import number_text, write_rows
+from voco.evaluation.tables import SEEN, number_text, read_rows, write_rows
 from voco.geometry import Grid
 from voco.inference import all_logits, class_probabilities, windows_of
 from voco.progress import track
 from voco.tasks.classification import Classification, ClassificationConfig
 from voco.tasks.segmentation import Segmentation, SegmentationConfig
 from voco.volume import Volume
-from voco.weights import Handover, load_backbone, read_handover, read_tensors, task_tensors
+from voco.weights import (
+    Handover,
+    load_backbone,
+    read_handover,
+    read_tensors,
+    recognise,
+    task_tensors,
+)
 
 SCORES = "scores.csv"
 """Table of a classification: a line per scan."""
 
 REFERENCES = "references.csv"
 """What is true of the scans of a data set, for ``voco evaluate``."""
+
+_NAMED = 5
+"""Scans that were learnt from and are named on the screen."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +60,14 @@ class Predictions:
         files: Masks, or the table of scores.
         scans: How many scans were predicted.
         failures: Scan and reason, of those that were not.
+        seen: Scans that the network has learnt from, and in which training.
     """
 
     folder: Path
     files: tuple[Path, ...]
     scans: int
     failures: tuple[tuple[str, str], ...]
+    seen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -63,6 +77,13 @@ class Predictions:
     def __str__(self) -> str:
         failed = f", {len(self.failures)} not" if self.failures else ""
         lines = [f"{self.scans} scans predicted{failed}; see {self.folder}"]
+        if self.seen:
+            names = list(self.seen)
+            few = ", ".join(names[:_NAMED]) + (", ..." if names[_NAMED:] else "")
+            lines.append(
+                f"{len(names)} of them were learnt from ({few}; see {SEEN}): they do not tell how "
+                "good the network is on new scans"
+            )
         return "\n".join([*lines, *(f"  {scan}: {reason}" for scan, reason in self.failures)])
 
 
@@ -123,6 +144,7 @@ def predict(  # noqa: PLR0913 (one argument per option)
     _check_free(files, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
     done: dict[str, list[float]] = {}
+    marks: dict[str, Fingerprint] = {}
     for source in track(sources, "predict", total=len(sources)):
         try:
             ready = _prepare(source, model, modality)
@@ -131,6 +153,7 @@ def predict(  # noqa: PLR0913 (one argument per option)
                 _segment(model, source.id, ready, out, flips=flips, maps=probabilities)
             else:
                 done[source.id] = _classify(model, ready, flips=flips)
+            marks[source.id] = look_at(source, ready)
         except (VocoError, MemoryError, torch.OutOfMemoryError, OSError) as error:
             done.pop(source.id, None)
             failures.append((str(source.images[0]), str(error) or "not enough memory"))
@@ -140,7 +163,8 @@ def predict(  # noqa: PLR0913 (one argument per option)
     if not segments:
         _write_scores(model.handover, done, out)
     written = tuple(file for file in files if file.exists())
-    return Predictions(out, written, len(done), tuple(failures))
+    seen = _write_seen(model.handover, marks, out)
+    return Predictions(out, written, len(done), tuple(failures), seen)
 
 
 def load_model(run: Path, device: str | None = None) -> Model:
@@ -312,6 +336,21 @@ def _write_references(sources: Sequence[Source], out: Path) -> None:
     if labels or targets:
         column = "label" if labels else "target"
         write_rows(out / REFERENCES, ["case", column], labels or targets)
+
+
+def _write_seen(handover: Handover, marks: Mapping[str, Fingerprint], out: Path) -> dict[str, str]:
+    """``seen.csv``: which scans the network has learnt from; those of earlier calls stay."""
+    if handover.seen is None:
+        return {}
+    names = list(marks)
+    known = recognise(handover.seen, list(marks.values()))
+    seen = {names[number]: stage for number, stage in sorted(known.stages.items())}
+    file, new = out / SEEN, "" if known.certain else "unknown"
+    old = read_rows(file, ("case", "stage")) if file.exists() else []
+    rows = [[row["case"], row["stage"]] for row in old if row["case"] not in marks]
+    rows += [[name, seen.get(name, new)] for name in names]
+    write_rows(file, ("case", "stage"), rows)
+    return seen
 
 
 def _write_scores(handover: Handover, done: dict[str, list[float]], out: Path) -> None:

@@ -13,7 +13,7 @@ from voco.data.datasets import known_datasets, read_dataset
 from voco.data.imageio import read_label
 from voco.data.store import Store
 from voco.errors import ConfigError, DataError, UsageError
-from voco.evaluation.convention import Convention, refuse_mixed
+from voco.evaluation.convention import Convention, convention_of, refuse_mixed
 from voco.workflows.evaluate import evaluate
 from voco.workflows.finetune import find_job, finetune
 from voco.workflows.predict import predict
@@ -285,6 +285,11 @@ def test_figures_of_two_conventions_never_share_a_table():
         DataError, match=r"a was measured on the grid of the reference.*b resampled"
     ):
         refuse_mixed([("a", native), ("b", coarse)])
+
+
+def test_evaluations_that_record_no_convention_are_of_the_default():
+    assert convention_of({"task": "segmentation"}, "old") == Convention()
+    assert convention_of({"task": "classification"}, "scores") is None
 
 
 def test_a_report_warns_of_two_conventions_on_one_page(masks):

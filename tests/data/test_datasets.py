@@ -149,6 +149,12 @@ def test_a_description_of_ones_own_is_a_path_and_its_mistakes_are_named(tmp_path
     file.write_text(f"{head}regions: {{TC: [9]}}\nlabels: {{0: background}}\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml.*region TC is made of \[9\]"):
         read_dataset(str(file))
+    file.write_text(f'{head}patient: "{{who}}"\n')
+    with pytest.raises(ConfigError, match=r"patient uses \['who'\], which not all patterns give"):
+        read_dataset(str(file))
+    file.write_text(head.replace("image: i", 'image: "{n}.nii", label: "{m}.nii"'))
+    with pytest.raises(ConfigError, match=r"'\{m\}.nii' uses m, which .*; it gives n, stem"):
+        read_dataset(str(file))
     file.write_text(f"{head}lables: {{0: background}}\n")
     with pytest.raises(ConfigError, match="unknown key 'lables'; did you mean 'labels'"):
         read_dataset(str(file))

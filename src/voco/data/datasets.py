@@ -7,6 +7,7 @@ it but in the recipes that it names.
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,10 @@ Patterns = dict[str, str]
 
 WHOLE = "image"
 """Name of the only channel of an image whose description names no channels."""
+
+
+FIELD = re.compile(r"\{([A-Za-z]\w*)(:d)?\}|(\*)")
+"""What stands for text in a pattern: a name, a name of digits, or anything."""
 
 
 class Part(Config):
@@ -52,6 +57,25 @@ class Part(Config):
     def images(self) -> Patterns:
         """Channels and patterns."""
         return {WHOLE: self.image} if isinstance(self.image, str) else self.image
+
+    @property
+    def names(self) -> set[str]:
+        """Names that the images' pattern gives."""
+        return {"stem", *_names(next(iter(self.images.values())))}
+
+    @model_validator(mode="after")
+    def _uses_known_names(self) -> "Part":
+        if not self.images:
+            raise ValueError("image names no channel")
+        others = list(self.images.values())[1:]
+        for pattern in (*others, *([self.label] if self.label else []), self.case):
+            unknown = {*_names(pattern), *re.findall(r"\*", pattern)} - self.names
+            if unknown:
+                raise ValueError(
+                    f"'{pattern}' uses {', '.join(sorted(unknown))}, which the pattern of the "
+                    f"images does not give; it gives {', '.join(sorted(self.names))}"
+                )
+        return self
 
 
 class Layout(Config):
@@ -130,11 +154,24 @@ class Dataset(Config):
         return dict(sorted(labels.items()))
 
     @model_validator(mode="after")
+    def _uses_known_names(self) -> "Dataset":
+        parts = [part for layout in self.layouts for part in layout.parts]
+        for key, text in (("patient", self.patient), ("target", self.target)):
+            unknown = {name for part in parts for name in _names(text or "") - part.names}
+            if unknown:
+                raise ValueError(f"{key} uses {sorted(unknown)}, which not all patterns give")
+        return self
+
+    @model_validator(mode="after")
     def _regions_are_of_labels(self) -> "Dataset":
         for name, values in self.regions.items():
             if unknown := sorted(set(values) - set(self.labels)):
                 raise ValueError(f"region {name} is made of {unknown}, which are no labels")
         return self
+
+
+def _names(pattern: str) -> set[str]:
+    return {field[1] for field in FIELD.finditer(pattern) if field[1]}
 
 
 def read_dataset(name: str) -> Dataset:

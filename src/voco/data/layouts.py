@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from voco.data.datasets import Dataset, Layout, Part
+from voco.data.datasets import FIELD, Dataset, Layout, Part
 from voco.data.imageio import READERS, suffix_of
 from voco.data.listings import stem
 from voco.data.source import Refused, Source
@@ -20,7 +20,6 @@ from voco.errors import DataError
 PICTURES = (".png", ".jpg", ".jpeg")
 """Endings of slices that are pictures."""
 
-_FIELD = re.compile(r"\{(\w+)(:d)?\}|(\*)")
 _NIFTI = re.compile(r"\.nii(\.gz)?$")
 _SHOWN = 3
 
@@ -176,7 +175,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     """A pattern as a regular expression with a group for each name."""
     text, done, known = "", 0, set[str]()
     body = _NIFTI.sub("", pattern)
-    for field in _FIELD.finditer(body):
+    for field in FIELD.finditer(body):
         text += re.escape(body[done : field.start()])
         done = field.end()
         if field[3]:
@@ -192,7 +191,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _filled(pattern: str, fields: Mapping[str, str]) -> str:
-    return _FIELD.sub(lambda field: fields[field[1]] if field[1] else "*", pattern)
+    return FIELD.sub(lambda field: fields[field[1]], pattern)
 
 
 def _existing(pattern: str, fields: Mapping[str, str], tree: Tree) -> str | None:

@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -203,7 +203,7 @@ def _phantom(words: Words) -> int:
 
 
 def _prepare(words: Words) -> int:
-    def prepare(
+    def prepare(  # noqa: PLR0913 (one argument per option)
         sources: Positional[Several],
         *,
         out: Path,
@@ -213,6 +213,11 @@ def _prepare(words: Words) -> int:
         workers: int | None = None,
         shard: str | None = None,
         overwrite: bool = False,
+        dataset: str | None = None,
+        partial: bool = False,
+        split_files: Annotated[
+            tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: those that come along)")
+        ] = (),
     ) -> int:
         """Bring scans on disk into a store: RAS, one spacing, int16, chunked, checked.
 
@@ -226,6 +231,12 @@ def _prepare(words: Words) -> int:
             workers: Processes; as many as there are cores if not given.
             shard: i/n (from 1): only every n-th case, for job arrays.
             overwrite: Make the store anew.
+            dataset: The source is this data set as its owners distribute it: checks counts, label
+                values and splits, and sets its spacing. A name, or the path of a description;
+                '--dataset list' lists the names.
+            partial: A data set may have fewer or more cases than its owners distribute.
+            split_files: Splits of a data set: FILE with the columns case and split, or
+                train=FILE validation=FILE.
         """
         from voco.workflows.prepare import prepare as run
 
@@ -238,10 +249,18 @@ def _prepare(words: Words) -> int:
             workers=workers,
             shard=_shard(shard),
             overwrite=overwrite,
+            dataset=dataset,
+            partial=partial,
+            split_files=split_files,
         )
         print(done)
         return DONE if done.complete else INCOMPLETE
 
+    if [*words] in (["--dataset", "list"], ["--dataset=list"]):
+        from voco.data.datasets import catalogue
+
+        print(catalogue())
+        return DONE
     return _call(prepare, words, "prepare")
 
 
@@ -651,7 +670,7 @@ def _inspect(words: Words) -> int:
 
 
 def _predict(words: Words) -> int:
-    def predict(
+    def predict(  # noqa: PLR0913 (one argument per option)
         run: Positional[Path],
         scans: Positional[Several],
         *,
@@ -661,6 +680,8 @@ def _predict(words: Words) -> int:
         modality: str | None = None,
         device: str | None = None,
         overwrite: bool = False,
+        dataset: str | None = None,
+        only: Literal["train", "validation", "unused"] | None = None,
     ) -> int:
         """Predict masks, or scores, on the original grid of each scan.
 
@@ -673,6 +694,8 @@ def _predict(words: Words) -> int:
             modality: CT, MR, PT, ... for files that do not say (NIfTI, NRRD).
             device: Such as cuda:1; the GPU if there is one, else the CPU.
             overwrite: Replace what is there.
+            dataset: The scans are in the folder of this data set; references.csv is written too.
+            only: Only the scans that the run learnt from, held out, or left alone.
         """
         from voco.workflows.predict import predict as go
 
@@ -685,6 +708,8 @@ def _predict(words: Words) -> int:
             modality=modality,
             device=device,
             overwrite=overwrite,
+            dataset=dataset,
+            only=only,
         )
         print(done)
         return DONE if done.complete else INCOMPLETE
@@ -693,7 +718,7 @@ def _predict(words: Words) -> int:
 
 
 def _evaluate(words: Words) -> int:
-    def evaluate(
+    def evaluate(  # noqa: PLR0913 (one argument per option)
         predictions: Positional[Path],
         references: Positional[Path],
         *,
@@ -703,18 +728,25 @@ def _evaluate(words: Words) -> int:
         tolerance_mm: float = 2.0,
         seed: int = 0,
         overwrite: bool = False,
+        regions: tuple[str, ...] | None = None,
+        background: bool = False,
+        spacing_mm: tuple[float, ...] | None = None,
     ) -> int:
         """Measure predictions against references: Dice, NSD, HD95, or accuracy, AUROC, F1.
 
         Args:
             predictions: Folder of masks, or scores.csv.
-            references: Folder of masks, or a CSV of targets.
+            references: Folder of masks, a CSV that names them (case, label), or one of targets.
             out: Folder to write.
             against: A second folder of predictions, compared case by case with the first.
             images: Folder of the scans, for pictures of the best, the median and the worst case.
             tolerance_mm: Distance within which two surfaces agree (NSD).
             seed: Of the bootstrap.
             overwrite: Replace what is there.
+            regions: Unions of labels to measure instead of labels: TC=1,4 WT=1,2,4 ET=4. Not given:
+                what labels.json beside the predictions says; 'none': single labels.
+            background: Count label 0 as a structure. Another convention than without.
+            spacing_mm: Bring both masks to this spacing first. Another convention than without.
         """
         from voco.workflows.evaluate import evaluate as run
 
@@ -727,11 +759,27 @@ def _evaluate(words: Words) -> int:
             tolerance_mm=tolerance_mm,
             seed=seed,
             overwrite=overwrite,
+            regions=_regions(regions),
+            background=background,
+            spacing_mm=_spacing(spacing_mm),
         )
         print(done)
         return DONE if done.complete else INCOMPLETE
 
     return _call(evaluate, words, "evaluate")
+
+
+def _regions(texts: tuple[str, ...] | None) -> dict[str, tuple[int, ...]] | None:
+    if texts is None:
+        return None
+    found: dict[str, tuple[int, ...]] = {}
+    for text in () if texts == ("none",) else texts:
+        name, _, values = text.partition("=")
+        numbers = values.split(",")
+        if not name or not all(number.isdigit() for number in numbers):
+            raise UsageError(f"--regions takes NAME=1,4 (label values), or none; got '{text}'.")
+        found[name] = tuple(map(int, numbers))
+    return found
 
 
 def _report(words: Words) -> int:

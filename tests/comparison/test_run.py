@@ -19,7 +19,7 @@ from voco.cli import DONE, INCOMPLETE, main
 from voco.comparison.outcomes import Outcomes
 from voco.comparison.run import compare, preview
 from voco.data.imageio import read_image, write_image
-from voco.errors import ConfigError, StoreError, UsageError
+from voco.errors import ConfigError, DataError, StoreError, UsageError
 from voco.evaluation.comparisons import read_costs, read_values
 from voco.geometry import Grid
 from voco.volume import Volume
@@ -126,6 +126,17 @@ def test_a_finished_comparison_has_nothing_left_to_do(straight, store):
     assert compare(protocol(store), straight, resume=True).counts == {"done": 10}
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert "10 jobs in all: 10 done" in preview(protocol(store), straight)
+
+
+def test_trainings_that_were_measured_by_two_conventions_share_no_table(straight, store, tmp_path):
+    out = tmp_path / "mixed"
+    shutil.copytree(straight, out)
+    file = sorted(out.rglob("evaluation/summary.json"))[0]
+    summary = json.loads(file.read_text())
+    summary["convention"]["background"] = True
+    file.write_text(json.dumps(summary))
+    with pytest.raises(DataError, match="figures of two conventions do not compare"):
+        compare(protocol(store), out, resume=True)
 
 
 def test_a_folder_is_not_written_unasked(straight, store, tmp_path):

@@ -19,7 +19,7 @@ from voco.data.labelled import Labelled, labelled_cases
 from voco.data.source import Source
 from voco.data.sources import discover, read_source
 from voco.data.store import Store
-from voco.errors import ConfigError, DataError, StoreError
+from voco.errors import ConfigError, DataError, StoreError, UsageError
 from voco.evaluation.tables import write_rows
 from voco.tasks.classification import ClassificationConfig
 from voco.volume import Volume
@@ -106,13 +106,14 @@ def _sources(cases: list[Labelled]) -> Iterator[Source]:
     """
     places: dict[str, dict[str, Source]] = {}
     for _, case in cases:
-        if case.place not in places:
+        place = f"{case.dataset}:{case.place}"
+        if place not in places:
             try:
-                found = discover(Path(case.place))[0] if case.place else []
-            except DataError:
+                found = discover(Path(case.place), case.dataset)[0] if case.place else []
+            except (DataError, UsageError):
                 found = []
-            places[case.place] = dict(zip(source_keys(found), found, strict=True))
-        source = places[case.place].get(case.source)
+            places[place] = dict(zip(source_keys(found), found, strict=True))
+        source = places[place].get(case.source)
         if source is None:
             raise StoreError(
                 f"case '{case.id}' is of the split 'test', and {case.source}, which it was "
@@ -125,7 +126,8 @@ def _sources(cases: list[Labelled]) -> Iterator[Source]:
 def _images(one: Labelled, source: Source, draft: Path) -> tuple[list[str], str]:
     """The files of a case and its modality; copies, where no list could say what they are."""
     several_in_one = len(source.images) == 1 and len(one.case.channels) > 1
-    if source.member is None and source.stack is None and not several_in_one:
+    plain = source.member is None and source.stack is None and not source.slices
+    if plain and not several_in_one:
         paths = [os.path.abspath(path) for path in source.images]  # noqa: PTH100 (links stay)
         return paths, one.case.stated_modality or ""
     (draft / "images").mkdir(exist_ok=True)

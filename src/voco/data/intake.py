@@ -192,6 +192,7 @@ def _stated(job: Job, case: Case) -> Mapping[str, Any]:
         "channels": source.channels or case.channels,
         "stated_modality": job.modality or source.modality,
         "place": str(job.place),
+        "dataset": source.dataset,
     }
 
 

@@ -78,6 +78,8 @@ class Case(Config):
     Tells cases apart: preparing the same source again gives the same case."""
     place: str = ""
     """What the user named, and the source was found in; to make the case anew from."""
+    dataset: str = ""
+    """The described data set that ``place`` was said to hold; empty for none."""
     source_sha256: str
     """Of the source's content (and of its label's), so that a change is noticed."""
     shape: Shape3

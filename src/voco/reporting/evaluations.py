@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from voco.evaluation.convention import Convention, convention_of
 from voco.evaluation.summary import summarised
 from voco.evaluation.tables import Score, by_structure, mean_over_structures
 from voco.figures import Dots, draw_dots, draw_pairs
@@ -37,6 +38,21 @@ def evaluation_section(tables: EvaluationTables) -> Section:
         section.pictures.append(photograph(overlays, "Scans with both label maps", caption))
     section.facts += _facts(tables)
     return section
+
+
+def apart(found: Sequence[EvaluationTables]) -> list[str]:
+    """A warning where evaluations on one page were measured in different ways."""
+    ways = {str(one) for tables in found if (one := _convention(tables)) is not None}
+    if len(ways) < 2:
+        return []
+    return [
+        f"This page holds evaluations of {len(ways)} conventions ({'; '.join(sorted(ways))}): "
+        "their figures do not compare."
+    ]
+
+
+def _convention(tables: EvaluationTables) -> Convention | None:
+    return convention_of(tables.summary, f"{tables.folder.name}/summary.json")
 
 
 def _title(tables: EvaluationTables) -> str:
@@ -227,6 +243,7 @@ def _class_tables(tables: EvaluationTables) -> list[Table]:
 def _facts(tables: EvaluationTables) -> list[tuple[str, str]]:
     summary = tables.summary
     facts = [
+        ("measured", _convention(tables)),
         ("predictions", summary.get("predictions")),
         ("against", (tables.comparison or {}).get("against")),
         ("references", summary.get("references")),

@@ -37,6 +37,7 @@ from voco.engine.loop import Record
 from voco.engine.optimizer import build_optimizer
 from voco.engine.run import first_does, open_run
 from voco.engine.session import train
+from voco.errors import ConfigError
 from voco.evaluation.tables import Score, number_text, read_rows, write_rows
 from voco.nn.gather import gathered_objects
 from voco.recipes import FinetuneConfig
@@ -210,10 +211,23 @@ def find_job(config: FinetuneConfig, data: Sequence[Path | str]) -> Job:
         labels_seed=config.seed if config.labels_seed is None else config.labels_seed,
     )
     check_channels((*split.train, *split.validation), config.backbone.in_channels)
-    if segments:
-        return Job(stores, split, label_classes(cases))
+    if isinstance(config.task, SegmentationConfig):
+        classes = label_classes(cases)
+        _check_regions(config.task, classes)
+        return Job(stores, split, classes)
     targets = target_classes(cases)
     return Job(stores, split, dict(enumerate(map(str, targets))), targets)
+
+
+def _check_regions(task: SegmentationConfig, classes: dict[int, str]) -> None:
+    for name, values in task.regions.items():
+        strange = sorted(set(values) - (set(classes) - {0}))
+        if strange or not values:
+            known = ", ".join(f"{value} ({each})" for value, each in classes.items() if value)
+            raise ConfigError(
+                f"task.regions.{name}: {strange or 'nothing'} are no labels of this data; they "
+                f"are {known}. Two data sets may number the same structures differently."
+            )
 
 
 def start(

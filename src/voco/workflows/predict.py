@@ -1,9 +1,11 @@
 """Scans to masks or class scores, on the original grid of each scan."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from voco.data.fingerprint import Fingerprint
 from voco.data.imageio import write_image
 from voco.data.intake import look_at
 from voco.data.intensity import apply
+from voco.data.listings import read_json
 from voco.data.patches import fitted, lowest, scaling
 from voco.data.preprocess import Prepared, prepare_volume, restore_labels, restore_maps
 from voco.data.source import Source
@@ -40,6 +43,9 @@ from voco.weights import (
 
 SCORES = "scores.csv"
 """Table of a classification: a line per scan."""
+
+REFERENCES = "references.csv"
+"""What is true of the scans of a data set, for ``voco evaluate``."""
 
 _NAMED = 5
 """Scans that were learnt from and are named on the screen."""
@@ -90,7 +96,7 @@ class Model:
     device: torch.device
 
 
-def predict(
+def predict(  # noqa: PLR0913 (one argument per option)
     run: Path | str,
     scans: Sequence[Path | str],
     out: Path | str,
@@ -100,6 +106,8 @@ def predict(
     probabilities: bool = False,
     modality: str | None = None,
     device: str | None = None,
+    dataset: str | None = None,
+    only: Literal["train", "validation", "unused"] | None = None,
 ) -> Predictions:
     """Predict masks (a NIfTI file per scan) or scores (one table).
 
@@ -116,6 +124,10 @@ def predict(
             per scan in ``probabilities/``.
         modality: What the scans are, for formats that do not say.
         device: Such as ``cuda:1``; the GPU if there is one, else the CPU, for ``None``.
+        dataset: The scans lie in the folder of this data set, as its owners distribute it. Then
+            ``references.csv`` says what is true of them, for :func:`voco.evaluate`.
+        only: Only the scans that the run learnt from, held out, or left alone, by its
+            ``cases.json``.
 
     Raises:
         WeightsError: If the run is not one of fine-tuning, or damaged.
@@ -123,7 +135,9 @@ def predict(
         UsageError: If results would be replaced without being asked to.
     """
     model = load_model(Path(run), device)
-    sources, failures = _find([Path(scan) for scan in scans])
+    sources, failures = _find([Path(scan) for scan in scans], dataset or "")
+    if only is not None:
+        sources, failures = _chosen(sources, Path(run), only), []
     out = Path(out)
     segments = isinstance(model.task, Segmentation)
     files = [out / f"{source.id}.nii.gz" for source in sources] if segments else [out / SCORES]
@@ -143,7 +157,9 @@ def predict(
         except (VocoError, MemoryError, torch.OutOfMemoryError, OSError) as error:
             done.pop(source.id, None)
             failures.append((str(source.images[0]), str(error) or "not enough memory"))
-    _write_names(model.handover, out)
+    _write_names(model, out)
+    if dataset is not None:
+        _write_references(sources, out)
     if not segments:
         _write_scores(model.handover, done, out)
     written = tuple(file for file in files if file.exists())
@@ -183,7 +199,28 @@ def _build(handover: Handover, backbone: Backbone, run: Path) -> Segmentation | 
     return task
 
 
-def _find(scans: Sequence[Path]) -> tuple[list[Source], list[tuple[str, str]]]:
+def _chosen(sources: Sequence[Source], run: Path, only: str) -> list[Source]:
+    """The sources of one part of a run's cases.
+
+    Raises:
+        WeightsError: If the run does not say which cases those are.
+        DataError: If one of them is not there, or there is none.
+    """
+    file = run / "cases.json"
+    if not file.is_file():
+        raise WeightsError(f"{file}: not there, so nothing says which cases are '{only}'.")
+    wanted = read_json(file).get(only, [])
+    found = {source.id: source for source in sources}
+    missing = [name for name in wanted if name not in found]
+    if missing or not wanted:
+        raise DataError(
+            f"{file}: of the {len(wanted)} cases of '{only}', {len(missing)} are not among the "
+            f"scans given, such as {', '.join(missing[:3]) or 'none'}."
+        )
+    return [found[name] for name in wanted]
+
+
+def _find(scans: Sequence[Path], dataset: str) -> tuple[list[Source], list[tuple[str, str]]]:
     """Scans in all places, labels left aside, and what was refused.
 
     Raises:
@@ -193,7 +230,7 @@ def _find(scans: Sequence[Path]) -> tuple[list[Source], list[tuple[str, str]]]:
     failures: list[tuple[str, str]] = []
     for place in scans:
         try:
-            found, refused = discover(Path(place))
+            found, refused = discover(Path(place), dataset)
         except DataError as error:
             failures.append((str(place), str(error)))
             continue
@@ -285,9 +322,20 @@ def _scaled(model: Model, ready: Prepared, stored: np.ndarray) -> Float[Tensor, 
     return apply(voxels[None], gain[None], bias[None], *intensity.bounds)[0]
 
 
-def _write_names(handover: Handover, out: Path) -> None:
-    content = json.dumps({str(value): name for value, name in handover.classes.items()}, indent=2)
-    write_atomically(out / "labels.json", content.encode())
+def _write_names(model: Model, out: Path) -> None:
+    names: dict[str, Any] = {str(n): name for n, name in model.handover.classes.items()}
+    if isinstance(model.task, Segmentation) and model.task.config.regions:
+        names["regions"] = model.task.config.regions
+    write_atomically(out / "labels.json", json.dumps(names, indent=2).encode())
+
+
+def _write_references(sources: Sequence[Source], out: Path) -> None:
+    """What is true of the scans, where that is known: their labels' files, or their classes."""
+    labels = [[s.id, os.path.abspath(s.label)] for s in sources if s.label]  # noqa: PTH100
+    targets = [[source.id, source.target] for source in sources if source.target is not None]
+    if labels or targets:
+        column = "label" if labels else "target"
+        write_rows(out / REFERENCES, ["case", column], labels or targets)
 
 
 def _write_seen(handover: Handover, marks: Mapping[str, Fingerprint], out: Path) -> dict[str, str]:

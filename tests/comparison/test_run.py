@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,3 +272,18 @@ def test_originals_that_are_gone_are_asked_for(tmp_path):
     (tmp_path / "scans/scan5.nii.gz").unlink()
     with pytest.raises(StoreError, match="Bring it back"):
         compare(protocol(store), tmp_path / "out")
+
+
+def test_a_folder_in_which_others_work_is_not_removed(store, tmp_path):
+    (tmp_path / "comparison.yaml").touch()
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims/voco--small--p0--pretraining.1.claim").write_text('{"host": "there"}')
+    with pytest.raises(UsageError, match="there is working in it"):
+        compare(protocol(store), tmp_path, overwrite=True)
+
+
+def test_other_test_cases_are_not_mixed_with_those_it_was_begun_with(store, straight, tmp_path):
+    shutil.copytree(straight / "test", tmp_path / "test")
+    (tmp_path / "test/cases.json").write_text('{"another": "case"}')
+    with pytest.raises(ConfigError, match="not those that it was begun with"):
+        compare(protocol(store), tmp_path, resume=True)

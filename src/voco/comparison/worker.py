@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Any
+from typing import Any
 
 from voco.comparison.jobs import Task, do
 from voco.config import parse
@@ -145,7 +145,7 @@ class Worker:
 
 def main() -> None:
     """Do jobs until the input ends."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray word must not look like an answer
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -167,7 +167,7 @@ def _import_all() -> None:
     areas_mm2((1.0, 1.0, 1.0))
 
 
-def _forked(task: Task, log: Path, answers: IO[str]) -> dict[str, Any]:
+def _forked(task: Task, log: Path, answers: int) -> dict[str, Any]:
     """What a job came to that was done in a fork of this process."""
     receiver, sender = os.pipe()
     began = time.monotonic()
@@ -245,9 +245,10 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise Interrupted("stopped", 128 + number)
 
 
-def _tell(answers: IO[str], answer: dict[str, Any]) -> None:
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
+def _tell(answers: int, answer: dict[str, Any]) -> None:
+    # If nobody is left to read it, the input has ended as well, and all stops on account of that.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(answers, json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":

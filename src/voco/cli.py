@@ -654,6 +654,47 @@ def _predict(words: Words) -> int:
     return _call(predict, words, "predict")
 
 
+def _embed(words: Words) -> int:
+    from voco.recipes import EmbedConfig
+
+    def embed(
+        weights: Positional[Path],
+        scans: Positional[Several],
+        *,
+        out: Path,
+        modality: str | None = None,
+        device: str | None = None,
+        overwrite: bool = False,
+        settings: Annotated[EmbedConfig, tyro.conf.arg(name="")] = EmbedConfig(),  # noqa: B008
+    ) -> int:
+        """Write feature vectors of scans, or of a grid of crops, from a frozen encoder.
+
+        Args:
+            weights: A run folder, or its weight file.
+            scans: Files, DICOM folders, folders of scans, or lists.
+            out: File to write: .npz, or .parquet (pip install 'voco[parquet]').
+            modality: CT, MR, PT, ... for files that do not say (NIfTI, NRRD).
+            device: Such as cuda:1; the GPU if there is one, else the CPU.
+            overwrite: Replace what is there.
+            settings: Settings.
+        """
+        from voco.workflows.embed import embed as run
+
+        done = run(
+            weights,
+            _some(scans, "scan"),
+            out,
+            settings,
+            modality=modality,
+            device=device,
+            overwrite=overwrite,
+        )
+        print(done)
+        return DONE if done.complete else INCOMPLETE
+
+    return _call(embed, words, "embed")
+
+
 def _evaluate(words: Words) -> int:
     def evaluate(
         predictions: Positional[Path],
@@ -755,6 +796,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Words], int]]] = {
     "finetune": ("fine-tune it on labelled scans, or train from scratch", _finetune),
     "compare": ("several methods under one protocol, with intervals and tests", _compare),
     "predict": ("masks or scores, on the original grid of each scan", _predict),
+    "embed": ("feature vectors of scans, or of a grid of crops", _embed),
     "evaluate": ("metrics of predictions, with intervals", _evaluate),
     "report": ("(re)build report.html from the tables in a folder", _report),
     "demo": ("all of it on generated torsos, in five minutes", _demo),

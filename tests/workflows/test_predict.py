@@ -166,15 +166,17 @@ def test_training_and_prediction_see_the_same_voxels(store, run, tmp_path):
     from voco.data.patches import scaling
     from voco.data.source import Source
     from voco.data.store import Store
-    from voco.workflows.predict import _prepare, _scaled, load_model
+    from voco.scans import prepare_scan, scaled
+    from voco.workflows.predict import load_model
 
     image = raised(blob(3)[0])
     write_image(Volume(image, Grid(image.shape[1:], np.eye(4))), tmp_path / "a.nii.gz")
     model = load_model(run)
-    ready = _prepare(Source("a", (tmp_path / "a.nii.gz",)), model, "MR")
+    ready = prepare_scan(Source("a", (tmp_path / "a.nii.gz",)), model.handover, "MR")
     stored = Store(store)
     assert np.array_equal(ready.image, stored.read("blob3"))
     ours = scaling(ready, model.handover.intensity)
     theirs = scaling(stored.cases["blob3"], model.handover.intensity)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert _scaled(model, ready, ready.image).shape == (1, *ready.grid.shape)
+    volume = scaled(ready.image, ready, model.handover, model.device)
+    assert volume.shape == (1, *ready.grid.shape)

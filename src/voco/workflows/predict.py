@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,15 @@ from voco.config import parse
 from voco.data.fingerprint import Fingerprint
 from voco.data.imageio import write_image
 from voco.data.intake import look_at
-from voco.data.intensity import apply
-from voco.data.patches import fitted, lowest, scaling
-from voco.data.preprocess import Prepared, prepare_volume, restore_labels, restore_maps
-from voco.data.source import Source
-from voco.data.sources import discover, read_source
+from voco.data.patches import fitted, lowest
+from voco.data.preprocess import Prepared, restore_labels, restore_maps
 from voco.data.store import write_atomically
-from voco.errors import DataError, UsageError, VocoError, WeightsError
+from voco.errors import UsageError, VocoError, WeightsError
 from voco.evaluation.tables import SEEN, number_text, read_rows, write_rows
 from voco.geometry import Grid
 from voco.inference import all_logits, class_probabilities, windows_of
 from voco.progress import track
+from voco.scans import find_scans, prepare_scan, scaled
 from voco.tasks.classification import Classification, ClassificationConfig
 from voco.tasks.segmentation import Segmentation, SegmentationConfig
 from voco.volume import Volume
@@ -123,7 +121,9 @@ def predict(
         UsageError: If results would be replaced without being asked to.
     """
     model = load_model(Path(run), device)
-    sources, failures = _find([Path(scan) for scan in scans])
+    sources, failures = find_scans(
+        [Path(scan) for scan in scans], "Predict them into different folders."
+    )
     out = Path(out)
     segments = isinstance(model.task, Segmentation)
     files = [out / f"{source.id}.nii.gz" for source in sources] if segments else [out / SCORES]
@@ -133,7 +133,7 @@ def predict(
     marks: dict[str, Fingerprint] = {}
     for source in track(sources, "predict", total=len(sources)):
         try:
-            ready = _prepare(source, model, modality)
+            ready = prepare_scan(source, model.handover, modality)
             if segments:
                 done[source.id] = []
                 _segment(model, source.id, ready, out, flips=flips, maps=probabilities)
@@ -183,34 +183,6 @@ def _build(handover: Handover, backbone: Backbone, run: Path) -> Segmentation | 
     return task
 
 
-def _find(scans: Sequence[Path]) -> tuple[list[Source], list[tuple[str, str]]]:
-    """Scans in all places, labels left aside, and what was refused.
-
-    Raises:
-        DataError: If nothing is there at all, or two scans have the same name.
-    """
-    sources: dict[str, Source] = {}
-    failures: list[tuple[str, str]] = []
-    for place in scans:
-        try:
-            found, refused = discover(Path(place))
-        except DataError as error:
-            failures.append((str(place), str(error)))
-            continue
-        failures += [(str(item.path), item.reason) for item in refused]
-        for source in found:
-            other = sources.get(source.id)
-            if other is not None and other.images != source.images:
-                raise DataError(
-                    f"{other.images[0]} and {source.images[0]} would both become "
-                    f"'{source.id}'. Predict them into different folders."
-                )
-            sources[source.id] = source
-    if not sources and not failures:
-        raise DataError(f"{', '.join(map(str, scans)) or 'no place'}: no scan is there.")
-    return list(sources.values()), failures
-
-
 def _check_free(files: Sequence[Path], *, overwrite: bool) -> None:
     taken = [file for file in files if file.exists()]
     if taken and not overwrite:
@@ -219,36 +191,12 @@ def _check_free(files: Sequence[Path], *, overwrite: bool) -> None:
         )
 
 
-def _prepare(source: Source, model: Model, modality: str | None) -> Prepared:
-    """A scan as a store would hold it.
-
-    Raises:
-        DataError: If it cannot be read, or is of another kind than what was trained on.
-    """
-    handover = model.handover
-    scan, _ = read_source(replace(source, label=None), modality=modality)
-    expected = handover.backbone.in_channels
-    if len(scan.volume.array) != expected:
-        names = f" ({', '.join(handover.channels)})" if handover.channels else ""
-        raise DataError(
-            f"{source.images[0]}: has {len(scan.volume.array)} channels, the network takes "
-            f"{expected}{names}."
-        )
-    known = handover.modalities
-    if known and scan.modality not in known:
-        raise DataError(
-            f"{source.images[0]}: its modality is {scan.modality}, the network was trained on "
-            f"{', '.join(known)}. If the scan is {known[0]}, say so with --modality {known[0]}."
-        )
-    return prepare_volume(scan.volume, handover.preprocessing, modality=scan.modality)
-
-
 def _segment(
     model: Model, name: str, ready: Prepared, out: Path, *, flips: bool, maps: bool
 ) -> None:
     task = model.task
     assert isinstance(task, Segmentation)
-    volume = _scaled(model, ready, ready.image)
+    volume = scaled(ready.image, ready, model.handover, model.device)
     logits = all_logits(task.backbone, volume, windows_of(task.config, flips=flips))
     numbers = restore_labels(logits, ready.grid, ready.source_grid)
     values = np.array(list(model.handover.classes))
@@ -274,15 +222,8 @@ def _classify(model: Model, ready: Prepared, *, flips: bool) -> list[float]:
     task = model.task
     assert isinstance(task, Classification)
     stored = fitted(ready.image, task.config.size, task.config.fit, lowest(ready))
-    return class_probabilities(task, _scaled(model, ready, stored), flips=flips).tolist()
-
-
-def _scaled(model: Model, ready: Prepared, stored: np.ndarray) -> Float[Tensor, "c x y z"]:
-    """Stored voxels in the network's range, on the device."""
-    intensity = model.handover.intensity
-    gain, bias = (part.to(model.device) for part in scaling(ready, intensity))
-    voxels = torch.from_numpy(np.ascontiguousarray(stored)).to(model.device)
-    return apply(voxels[None], gain[None], bias[None], *intensity.bounds)[0]
+    volume = scaled(stored, ready, model.handover, model.device)
+    return class_probabilities(task, volume, flips=flips).tolist()
 
 
 def _write_names(handover: Handover, out: Path) -> None:

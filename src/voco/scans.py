@@ -18,9 +18,7 @@ from voco.errors import DataError
 from voco.weights import Handover
 
 
-def find_scans(
-    places: Sequence[Path], way_out: str
-) -> tuple[list[Source], list[tuple[str, str]]]:
+def find_scans(places: Sequence[Path], way_out: str) -> tuple[list[Source], list[tuple[str, str]]]:
     """Scans in all places, labels left aside; and what was refused, with the reason.
 
     Args:
@@ -38,7 +36,7 @@ def find_scans(
         except DataError as error:
             failures.append((str(place), str(error)))
             continue
-        failures += [(str(item.path), item.reason) for item in refused]
+        failures += [(str(i.path), i.reason) for i in refused if not i.passed_over]
         for source in found:
             other = sources.get(source.id)
             if other is not None and other.images != source.images:

@@ -54,7 +54,7 @@ def prepared(file):
     return prepare_volume(read_image(file), Preprocessing(spacing_mm=(1, 1, 1)), modality="MR")
 
 
-def by_hand(run, file, config):
+def by_hand(run, file):
     """Features of the crops of a scan, with nothing of the workflow: padded, scaled, averaged."""
     ready = prepared(file)
     gain, bias = scaling(ready, WindowIntensity(low=-200, high=200))
@@ -82,7 +82,7 @@ def by_hand(run, file, config):
 
 
 def test_vectors_are_the_pooled_features_of_the_network(run, scans):
-    corners, expected = by_hand(run, scans / "a.nii.gz", SMALL)
+    corners, expected = by_hand(run, scans / "a.nii.gz")
     crops = SMALL.model_copy(update={"of": "crops"})
     rows = embed(run, [scans / "a.nii.gz"], config=crops, modality="MR").rows
     assert np.array_equal(rows.box[:, 0], corners)
@@ -150,9 +150,7 @@ def test_parquet_holds_the_same(run, scans, tmp_path):
     assert json.loads(table.schema.metadata[b"voco"]) == rows.provenance
 
 
-def test_a_missing_package_is_named_before_anything_is_computed(
-    run, scans, tmp_path, monkeypatch
-):
+def test_a_missing_package_is_named_before_anything_is_computed(run, scans, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"pip install 'voco\[parquet\]'"):
         embed(run, [scans], tmp_path / "v.parquet", SMALL)
@@ -195,7 +193,7 @@ def test_without_a_window_it_is_what_the_weights_were_trained_on(run, scans):
     assert rows.provenance["settings"]["window"] == [8, 8, 8]
 
 
-def test_of_a_transformer_trained_alone_its_own_map_is_pooled(run, scans, monkeypatch):
+def test_of_a_transformer_trained_alone_its_own_map_is_pooled(run):
     """The convolutions beside it are random, so they must not count."""
     from tiny import TinyMaskedConfig
 

@@ -14,7 +14,7 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from voco.data.intake import Job, Outcome, source_keys, take
-from voco.data.quality import Line, quality_lines, write_quality
+from voco.data.quality import Line, quality_lines, refusal_line, write_quality
 from voco.data.quality_page import write_page
 from voco.data.source import Refused, Source
 from voco.data.sources import discover
@@ -125,7 +125,7 @@ def prepare(
                 store.add([outcome.case], part)
             outcomes.append(outcome)
     finally:
-        lines = [Line(source=str(path), status="refused", reason=why) for path, why in refused]
+        lines = [refusal_line(item) for item in refused]
         lines += quality_lines(outcomes, store)
         write_page(store, write_quality(out, lines, part))
         store.write_counts()

@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -620,6 +620,9 @@ def _predict(words: Words) -> int:
         out: Path,
         flips: bool = False,
         probabilities: bool = False,
+        mask_format: Annotated[
+            Literal["nifti", "dicomseg", "both"], tyro.conf.arg(name="format")
+        ] = "nifti",
         modality: str | None = None,
         device: str | None = None,
         overwrite: bool = False,
@@ -632,6 +635,8 @@ def _predict(words: Words) -> int:
             out: Folder to write.
             flips: Average over mirrored copies (only where left and right may be exchanged).
             probabilities: Write a probability map per class beside each mask.
+            mask_format: dicomseg writes DICOM segmentations of scans that are DICOM (pip install
+                'voco[dicomseg]'); both writes NIfTI of all scans as well.
             modality: CT, MR, PT, ... for files that do not say (NIfTI, NRRD).
             device: Such as cuda:1; the GPU if there is one, else the CPU.
             overwrite: Replace what is there.
@@ -644,6 +649,7 @@ def _predict(words: Words) -> int:
             out,
             flips=flips,
             probabilities=probabilities,
+            mask_format=mask_format,
             modality=modality,
             device=device,
             overwrite=overwrite,

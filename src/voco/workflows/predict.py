@@ -4,21 +4,25 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from voco.backbone import Backbone
 from voco.config import parse
+from voco.data.dicomseg import check_highdicom, write_dicom_segmentation
 from voco.data.fingerprint import Fingerprint
 from voco.data.imageio import write_image
 from voco.data.intake import look_at
+from voco.data.labelnames import itksnap_labels
 from voco.data.patches import fitted, lowest
 from voco.data.preprocess import Prepared, restore_labels, restore_maps
+from voco.data.source import Source
 from voco.data.store import write_atomically
-from voco.errors import UsageError, VocoError, WeightsError
+from voco.errors import DataError, UsageError, VocoError, WeightsError
 from voco.evaluation.tables import SEEN, number_text, read_rows, write_rows
 from voco.geometry import Grid
 from voco.inference import all_logits, class_probabilities, windows_of
@@ -35,6 +39,9 @@ from voco.weights import (
     recognise,
     task_tensors,
 )
+
+MaskFormat = Literal["nifti", "dicomseg", "both"]
+"""How masks are written."""
 
 SCORES = "scores.csv"
 """Table of a classification: a line per scan."""
@@ -98,8 +105,9 @@ def predict(
     probabilities: bool = False,
     modality: str | None = None,
     device: str | None = None,
+    mask_format: MaskFormat = "nifti",
 ) -> Predictions:
-    """Predict masks (a NIfTI file per scan) or scores (one table).
+    """Predict masks (a file per scan) or scores (one table).
 
     Scans are read and prepared as in training; logits, not labels, are brought back to the grid
     of the scan. A scan that cannot be predicted is reported, and the others go on.
@@ -114,11 +122,15 @@ def predict(
             per scan in ``probabilities/``.
         modality: What the scans are, for formats that do not say.
         device: Such as ``cuda:1``; the GPU if there is one, else the CPU, for ``None``.
+        mask_format: ``nifti``; ``dicomseg``: DICOM segmentations, of scans that are DICOM (others
+            are reported); ``both``: NIfTI of all scans, and DICOM segmentations of those that are
+            DICOM.
 
     Raises:
         WeightsError: If the run is not one of fine-tuning, or damaged.
         DataError: If nothing that could be a scan is found.
-        UsageError: If results would be replaced without being asked to.
+        UsageError: If results would be replaced without being asked to, or a classification is
+            asked for masks, or the package that writes them is not installed.
     """
     model = load_model(Path(run), device)
     sources, failures = find_scans(
@@ -126,17 +138,26 @@ def predict(
     )
     out = Path(out)
     segments = isinstance(model.task, Segmentation)
-    files = [out / f"{source.id}.nii.gz" for source in sources] if segments else [out / SCORES]
+    _check_format(mask_format, segments=segments)
+    files = [out / SCORES]
+    if segments:
+        files = [file for source in sources for file in _mask_files(source, out, mask_format)]
     _check_free(files, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
     done: dict[str, list[float]] = {}
     marks: dict[str, Fingerprint] = {}
     for source in track(sources, "predict", total=len(sources)):
         try:
+            if segments and not _mask_files(source, out, mask_format):
+                raise DataError(
+                    f"{source.images[0]}: is not DICOM, so a DICOM segmentation has nothing to "
+                    "refer to. Write NIfTI: --format nifti, or both."
+                )
             ready = prepare_scan(source, model.handover, modality)
             if segments:
                 done[source.id] = []
-                _segment(model, source.id, ready, out, flips=flips, maps=probabilities)
+                mask = _segment(model, source.id, ready, out, flips=flips, maps=probabilities)
+                _write_mask(model.handover, mask, source, ready, out, mask_format)
             else:
                 done[source.id] = _classify(model, ready, flips=flips)
             marks[source.id] = look_at(source, ready)
@@ -191,22 +212,53 @@ def _check_free(files: Sequence[Path], *, overwrite: bool) -> None:
         )
 
 
+def _check_format(mask_format: MaskFormat, *, segments: bool) -> None:
+    if mask_format != "nifti" and not segments:
+        raise UsageError(f"format {mask_format}: the network classifies; it gives no masks.")
+    if mask_format != "nifti":
+        check_highdicom()
+
+
+def _mask_files(source: Source, out: Path, mask_format: MaskFormat) -> list[Path]:
+    """The masks that are written of a scan."""
+    dicom = source.stack is not None and mask_format != "nifti"
+    nifti = mask_format != "dicomseg"
+    names = [f"{source.id}.nii.gz"] * nifti + [f"{source.id}.seg.dcm"] * dicom
+    return [out / name for name in names]
+
+
 def _segment(
     model: Model, name: str, ready: Prepared, out: Path, *, flips: bool, maps: bool
-) -> None:
+) -> Integer[np.ndarray, "_ _ _"]:
+    """The mask of a scan, on its own grid."""
     task = model.task
     assert isinstance(task, Segmentation)
     volume = scaled(ready.image, ready, model.handover, model.device)
     logits = all_logits(task.backbone, volume, windows_of(task.config, flips=flips))
     numbers = restore_labels(logits, ready.grid, ready.source_grid)
     values = np.array(list(model.handover.classes))
-    mask = values.astype(np.uint8 if values.max() < 256 else np.int16)[numbers]
-    write_image(Volume(mask[None], ready.source_grid), out / f"{name}.nii.gz")
     if maps:
         shares = _probabilities(logits, ready.grid, ready.source_grid)
         folder = out / "probabilities"
         folder.mkdir(exist_ok=True)
         write_image(Volume(shares, ready.source_grid), folder / f"{name}.nii.gz")
+    return values.astype(np.uint8 if values.max() < 256 else np.int16)[numbers]
+
+
+def _write_mask(
+    handover: Handover,
+    mask: Integer[np.ndarray, "_ _ _"],
+    source: Source,
+    ready: Prepared,
+    out: Path,
+    mask_format: MaskFormat,
+) -> None:
+    for file in _mask_files(source, out, mask_format):
+        if file.suffix != ".dcm":
+            write_image(Volume(mask[None], ready.source_grid), file, labels=handover.classes)
+        elif source.stack is not None:
+            network = handover.weights_sha256
+            write_dicom_segmentation(mask, handover.classes, source.stack, file, network=network)
 
 
 def _probabilities(
@@ -229,6 +281,8 @@ def _classify(model: Model, ready: Prepared, *, flips: bool) -> list[float]:
 def _write_names(handover: Handover, out: Path) -> None:
     content = json.dumps({str(value): name for value, name in handover.classes.items()}, indent=2)
     write_atomically(out / "labels.json", content.encode())
+    if handover.kind == "segmentation":
+        write_atomically(out / "labels.txt", itksnap_labels(handover.classes).encode())
 
 
 def _write_seen(handover: Handover, marks: Mapping[str, Fingerprint], out: Path) -> dict[str, str]:

@@ -86,7 +86,8 @@ def write_dicom_segmentation(
         UsageError: If highdicom is not installed.
     """
     hd = _highdicom()
-    headers = [_header(path) for path in stack.files]
+    thickness = float(np.linalg.norm(stack.affine[:3, 2]))
+    headers = [_header(path, thickness) for path in stack.files]
     numbers = _numbered(mask, classes)
     frames = np.ascontiguousarray(numbers.transpose(2, 1, 0))
     first = headers[0]
@@ -180,8 +181,8 @@ def _numbered(
     return table[mask]
 
 
-def _header(file: Path) -> Dataset:
-    """All of a source image but its pixels."""
+def _header(file: Path, thickness: float) -> Dataset:
+    """All of a source image but its pixels; a missing thickness is the distance of the slices."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = pydicom.dcmread(file, stop_before_pixels=True, force=True)
@@ -196,6 +197,8 @@ def _header(file: Path) -> Dataset:
         for keyword in _MAY_BE_EMPTY:
             if data.get(keyword) is None:
                 setattr(data, keyword, "")
+        if data.get("SliceThickness") is None:
+            data.SliceThickness = thickness
         if data.PatientSex not in {"M", "F", "O"}:
             data.PatientSex = ""
     return data

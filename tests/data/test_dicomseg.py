@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydicom.uid import generate_uid
 
 from voco.data.dicom import find_stacks, read_stack
-from voco.data.dicomseg import segment_code, write_dicom_segmentation
+from voco.data.dicomseg import segment_kind, write_dicom_segmentation
 from voco.errors import DataError
 
 hd = pytest.importorskip("highdicom")
@@ -89,6 +89,8 @@ def test_the_segmentation_belongs_to_its_series(tmp_path):
     segments = segmentation.SegmentSequence
     assert [item.SegmentNumber for item in segments] == [1, 2, 3]
     assert [item.SegmentLabel for item in segments] == ["liver", "kidney left", CLASSES[7]]
+    (code,) = segments[1].SegmentedPropertyTypeCodeSequence
+    assert code.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Left"
     assert segmentation.DeviceSerialNumber == "0123456789abcdef"
     pixels = segmentation.get_pixels_by_source_instance(
         [pydicom.dcmread(stack.slices[2].file).SOPInstanceUID], segment_numbers=[1]
@@ -97,10 +99,15 @@ def test_the_segmentation_belongs_to_its_series(tmp_path):
 
 
 def test_names_that_dicom_lists_get_its_codes_whatever_the_order_of_their_words():
-    assert segment_code("liver", 1)[1:3] == ("10200004", "SCT")
-    assert segment_code("kidney_left", 1) == segment_code("Left kidney", 2)
-    assert segment_code("neoplasm", 1)[0] == "MorphologicallyAbnormalStructure"
-    assert segment_code("dark", 205) == ("AnatomicalStructure", "label-205", "99VOCO", "dark")
+    assert segment_kind("liver", 1) == (
+        "AnatomicalStructure", "10200004", "SCT", "Liver", "",
+    )  # fmt: skip
+    kidney = segment_kind("kidney", 1)
+    assert kidney.scheme == "SCT"
+    assert segment_kind("kidney_left", 1) == kidney._replace(side="Left")
+    assert segment_kind("Right kidney", 2) == kidney._replace(side="Right")
+    assert segment_kind("neoplasm", 1).category == "MorphologicallyAbnormalStructure"
+    assert segment_kind("dark", 205) == ("AnatomicalStructure", "label-205", "99VOCO", "dark", "")
 
 
 def test_a_mask_without_a_voxel_is_a_segmentation_all_the_same(tmp_path):

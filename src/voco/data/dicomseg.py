@@ -7,8 +7,8 @@ order of the classes, also where a class was not found. Frames without a voxel a
 usual.
 
 The kind of a segment is the code of SNOMED CT that DICOM lists for anatomical structures (context
-group 7192) or for lesions (7194) under the same words, in any order (``kidney left``); a name that
-neither lists gets a code of its own (scheme ``99VOCO``).
+group 7192) or for lesions (7194) under the same words, in any order; ``left`` and ``right`` become a
+modifier of the code. A name that neither lists gets a code of its own (scheme ``99VOCO``).
 """
 
 import io
@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
@@ -33,6 +33,15 @@ from voco.extras import needed
 
 EXTRA = "dicomseg"
 """What to install for it."""
+
+_GROUPS = {
+    "cid7192": "AnatomicalStructure",
+    "cid7194": "MorphologicallyAbnormalStructure",
+}
+"""Context groups of DICOM in which a name is looked up, and the category of what they list."""
+
+_SIDES = {"Left": "7771000", "Right": "24028007"}
+"""SNOMED CT codes of the sides."""
 
 _SERIES = 1000
 """Added to the number of the source's series."""
@@ -131,22 +140,43 @@ def write_dicom_segmentation(
     write_atomically(file, stream.getvalue())
 
 
-def segment_code(name: str, value: int) -> tuple[str, str, str, str]:
-    """Category, value, scheme and meaning of the code that says what a segment is.
+class Kind(NamedTuple):
+    """What a segment is, in codes.
+
+    Attributes:
+        category: Keyword of the SNOMED CT code of the category.
+        value: Of the code.
+        scheme: That it is of.
+        meaning: In words.
+        side: ``Left``, ``Right`` or empty: a modifier of the code.
+    """
+
+    category: str
+    value: str
+    scheme: str
+    meaning: str
+    side: str = ""
+
+
+def segment_kind(name: str, value: int) -> Kind:
+    """What a segment of a name is.
 
     Args:
         name: Of the class.
         value: Its label value, for a class that no code is known of.
     """
     words = _words(name)
-    for group, category in (("cid7192", "AnatomicalStructure"), ("cid7194", _LESION)):
-        for code in getattr(codes, group).concepts.values():
-            if _words(code.meaning) == words and code.scheme_designator == "SCT":
-                return category, code.value, code.scheme_designator, code.meaning
-    return "AnatomicalStructure", f"label-{value}", "99VOCO", name[:_LONGEST]
-
-
-_LESION = "MorphologicallyAbnormalStructure"
+    sides = words & {"left", "right"}
+    # A code of that very side goes before a modified one.
+    wanted = [(words, "")]
+    if len(sides) == 1:
+        wanted.append((words - sides, next(iter(sides)).capitalize()))
+    for some, side in wanted:
+        for group, category in _GROUPS.items():
+            for code in getattr(codes, group).concepts.values():
+                if code.scheme_designator == "SCT" and _words(code.meaning) == some:
+                    return Kind(category, code.value, "SCT", code.meaning, side)
+    return Kind("AnatomicalStructure", f"label-{value}", "99VOCO", name[:_LONGEST])
 
 
 def _segments(hd: Any, classes: Mapping[int, str]) -> list[Any]:  # noqa: ANN401 (imported late)
@@ -155,20 +185,23 @@ def _segments(hd: Any, classes: Mapping[int, str]) -> list[Any]:  # noqa: ANN401
     )
     segments = []
     for number, (value, name) in enumerate(list(classes.items())[1:], start=1):
-        category, *code = segment_code(name, value)
-        segments.append(
-            hd.seg.SegmentDescription(
-                segment_number=number,
-                segment_label=name[:_LONGEST],
-                segmented_property_category=getattr(codes.SCT, category),
-                segmented_property_type=hd.sr.CodedConcept(*code),
-                algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-                algorithm_identification=algorithm,
-                tracking_uid=hd.UID(),
-                tracking_id=f"label value {value}",
-                display_color=hd.color.CIELabColor.from_rgb(*colour(number)),
-            )
+        kind = segment_kind(name, value)
+        segment = hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name[:_LONGEST],
+            segmented_property_category=getattr(codes.SCT, kind.category),
+            segmented_property_type=hd.sr.CodedConcept(kind.value, kind.scheme, kind.meaning),
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            tracking_uid=hd.UID(),
+            tracking_id=f"label value {value}",
+            display_color=hd.color.CIELabColor.from_rgb(*colour(number)),
         )
+        if kind.side:
+            side = hd.sr.CodedConcept(_SIDES[kind.side], "SCT", kind.side)
+            (code,) = segment.SegmentedPropertyTypeCodeSequence
+            code.SegmentedPropertyTypeModifierCodeSequence = [side]
+        segments.append(segment)
     return segments
 
 

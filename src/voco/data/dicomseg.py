@@ -7,8 +7,8 @@ order of the classes, also where a class was not found. Frames without a voxel a
 usual.
 
 The kind of a segment is the code of SNOMED CT that DICOM lists for anatomical structures (context
-group 7192) or for lesions (7194) under the same words, in any order; ``left`` and ``right`` become a
-modifier of the code. A name that neither lists gets a code of its own (scheme ``99VOCO``).
+group 7192) or for lesions (7194) under the same words, in any order; ``left`` and ``right`` become
+a modifier of the code. A name that neither lists gets a code of its own (scheme ``99VOCO``).
 """
 
 import io

@@ -34,7 +34,7 @@ def caret_extension(classes: Mapping[int, str]) -> bytes:
     for number, (value, name) in enumerate(classes.items()):
         red, green, blue = (f"{part / 255:.4f}" for part in colour(number))
         shown = {"Red": red, "Green": green, "Blue": blue, "Alpha": "1" if value else "0"}
-        ElementTree.SubElement(table, "Label", Key=str(value), **shown).text = name
+        ElementTree.SubElement(table, "Label", {"Key": str(value), **shown}).text = name
     ElementTree.SubElement(volume, "VolumeType").text = "Label"
     return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
 

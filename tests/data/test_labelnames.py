@@ -19,7 +19,7 @@ def test_the_names_travel_in_the_file_and_the_voxels_stay(tmp_path):
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
     (extension,) = nib.load(tmp_path / "a.nii.gz").header.extensions
     assert extension.get_code() == 30
-    table = ElementTree.fromstring(extension.get_content().rstrip(b"\0")).iter("Label")
+    table = ElementTree.fromstring(extension.content.rstrip(b"\0")).iter("Label")
     assert {int(entry.get("Key")): entry.text for entry in table} == CLASSES
     again = read_label(tmp_path / "a.nii.gz")
     assert np.array_equal(again.array, array)

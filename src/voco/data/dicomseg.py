@@ -14,7 +14,7 @@ a modifier of the code. A name that neither lists gets a code of its own (scheme
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,11 +230,24 @@ def _header(file: Path, thickness: float) -> Dataset:
         for keyword in _MAY_BE_EMPTY:
             if data.get(keyword) is None:
                 setattr(data, keyword, "")
-        if data.get("SliceThickness") is None:
-            data.SliceThickness = thickness
+        for measures in _measures(data):
+            if measures.get("SliceThickness") is None:
+                measures.SliceThickness = thickness
         if data.PatientSex not in {"M", "F", "O"}:
             data.PatientSex = ""
     return data
+
+
+def _measures(data: Dataset) -> Iterator[Dataset]:
+    """What holds the size of the voxels: the image itself, or the groups of its frames."""
+    groups = [
+        *(data.get("SharedFunctionalGroupsSequence") or ()),
+        *(data.get("PerFrameFunctionalGroupsSequence") or ()),
+    ]
+    if not groups:
+        yield data
+    for group in groups:
+        yield from group.get("PixelMeasuresSequence") or ()
 
 
 def _words(name: str) -> frozenset[str]:

@@ -277,8 +277,9 @@ def test_what_is_learnt_from_is_not_measured_on(store, tmp_path):
 def leaking(store, tmp_path_factory) -> Path:
     """A store to pre-train on with a copy of a test case, of other intensities and header."""
     folder = tmp_path_factory.mktemp("leaking")
+    (folder / "scans").mkdir()
     for new, old in (("one", "scan0"), ("two", "scan1"), ("three", "scan4")):
-        volume = read_image(store.parent / f"{old}.nii.gz").volume
+        volume = read_image(store.parent / f"{old}.nii.gz")
         moved = np.array(volume.grid.affine)
         moved[:3, 3] += 7
         image = Volume(volume.array * 2 + 100, Grid(volume.grid.shape, moved))

@@ -2,17 +2,18 @@
 
 ``.npz`` (numpy) holds the arrays
 
-=============  ==========  ====================================================================
-``vectors``    (n, e)      float32, one row for each scan or crop
-``scan``       (n,)        name of the scan
-``source``     (n,)        file or folder that it was read from
-``sha256``     (n,)        of its content (:func:`voco.data.intake.digest_source`)
-``box``        (n, 2, 3)   start and stop voxel, half open, in the scan as it was prepared: axes
-                           towards R, A and S, at the spacing in the provenance; may reach beyond it
-``centre_mm``  (n, 3)      middle of the box in the world, RAS+ millimetres
-``crops``      (n,)        how many crops the vector is the mean of
-``provenance`` ()          JSON
-=============  ==========  ====================================================================
+==============  ==========  =================================================================
+``vectors``     (n, e)      float32, one row for each scan or crop
+``scan``        (n,)        name of the scan
+``source``      (n,)        file or folder that it was read from
+``sha256``      (n,)        of its content (:func:`voco.data.intake.digest_source`)
+``box``         (n, 2, 3)   start and stop voxel, half open, in the scan as it was prepared: axes
+                            towards R, A and S, at the spacing in the provenance; may reach
+                            beyond the scan
+``centre_mm``   (n, 3)      middle of the box in the world, RAS+ millimetres
+``crops``       (n,)        how many crops the vector is the mean of
+``provenance``  ()          JSON
+==============  ==========  =================================================================
 
 ``.parquet`` holds the same as columns (``box`` as ``start_voxel`` and ``stop_voxel``), the
 provenance under the key ``voco`` of the schema's metadata. Neither holds anything that could run.

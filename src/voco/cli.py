@@ -677,6 +677,9 @@ def _predict(words: Words) -> int:
         out: Path,
         flips: bool = False,
         probabilities: bool = False,
+        mask_format: Annotated[
+            Literal["nifti", "dicomseg", "both"], tyro.conf.arg(name="format")
+        ] = "nifti",
         modality: str | None = None,
         device: str | None = None,
         overwrite: bool = False,
@@ -691,6 +694,8 @@ def _predict(words: Words) -> int:
             out: Folder to write.
             flips: Average over mirrored copies (only where left and right may be exchanged).
             probabilities: Write a probability map per class beside each mask.
+            mask_format: dicomseg writes DICOM segmentations of scans that are DICOM (pip install
+                'voco[dicomseg]'); both writes NIfTI of all scans as well.
             modality: CT, MR, PT, ... for files that do not say (NIfTI, NRRD).
             device: Such as cuda:1; the GPU if there is one, else the CPU.
             overwrite: Replace what is there.
@@ -705,6 +710,7 @@ def _predict(words: Words) -> int:
             out,
             flips=flips,
             probabilities=probabilities,
+            mask_format=mask_format,
             modality=modality,
             device=device,
             overwrite=overwrite,
@@ -715,6 +721,47 @@ def _predict(words: Words) -> int:
         return DONE if done.complete else INCOMPLETE
 
     return _call(predict, words, "predict")
+
+
+def _embed(words: Words) -> int:
+    from voco.recipes import EmbedConfig
+
+    def embed(
+        weights: Positional[Path],
+        scans: Positional[Several],
+        *,
+        out: Path,
+        modality: str | None = None,
+        device: str | None = None,
+        overwrite: bool = False,
+        settings: Annotated[EmbedConfig, tyro.conf.arg(name="")] = EmbedConfig(),  # noqa: B008
+    ) -> int:
+        """Write feature vectors of scans, or of a grid of crops, from a frozen encoder.
+
+        Args:
+            weights: A run folder, or its weight file.
+            scans: Files, DICOM folders, folders of scans, or lists.
+            out: File to write: .npz, or .parquet (pip install 'voco[parquet]').
+            modality: CT, MR, PT, ... for files that do not say (NIfTI, NRRD).
+            device: Such as cuda:1; the GPU if there is one, else the CPU.
+            overwrite: Replace what is there.
+            settings: Settings.
+        """
+        from voco.workflows.embed import embed as run
+
+        done = run(
+            weights,
+            _some(scans, "scan"),
+            out,
+            settings,
+            modality=modality,
+            device=device,
+            overwrite=overwrite,
+        )
+        print(done)
+        return DONE if done.complete else INCOMPLETE
+
+    return _call(embed, words, "embed")
 
 
 def _evaluate(words: Words) -> int:
@@ -842,6 +889,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Words], int]]] = {
     "compare": ("several methods under one protocol, with intervals and tests", _compare),
     "inspect": ("what a weight file is, and what of it fits", _inspect),
     "predict": ("masks or scores, on the original grid of each scan", _predict),
+    "embed": ("feature vectors of scans, or of a grid of crops", _embed),
     "evaluate": ("metrics of predictions, with intervals", _evaluate),
     "report": ("(re)build report.html from the tables in a folder", _report),
     "demo": ("all of it on generated torsos, in five minutes", _demo),

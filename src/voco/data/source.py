@@ -57,6 +57,8 @@ class Refused(NamedTuple):
 
     path: Path
     reason: str
+    passed_over: bool = False
+    """Whether nothing is wrong with it: its layout says that it is no case."""
 
 
 Found = tuple[list[Source], list[Refused]]

@@ -1,13 +1,14 @@
 """From what a user names to cases, and from a case to arrays.
 
 A place is a file (image, multi-frame DICOM, ``.npz``), a ``dataset.json``, a list, or a folder.
-A folder with a ``dataset.json`` or of the BIDS layout is what it says (see
-:mod:`voco.data.listings`); any other folder is walked, with such folders inside it, its DICOM
-series (:mod:`voco.data.dicom`), its ``.npz`` files (:mod:`voco.data.medmnist`) and its image
-files, which are paired with labels by name (:mod:`voco.data.pairing`).
+A folder with a ``dataset.json`` (:mod:`voco.data.listings`) or of the BIDS layout
+(:mod:`voco.data.bids`) is what it says; any other folder is walked, with such folders inside it,
+its DICOM series (:mod:`voco.data.dicom`), its ``.npz`` files (:mod:`voco.data.medmnist`) and its
+image files, which are paired with labels by name (:mod:`voco.data.pairing`).
 
-Nothing is lost: each file that could be an image becomes part of a case, or is refused with a
-reason. Hidden files and files of other kinds (text, tables, ...) are passed over.
+Nothing is lost: each file that could be an image becomes part of a case, or is refused (or passed
+over, where a layout says that it is no case) with a reason. Hidden files and files of other kinds
+(text, tables, ...) are left out.
 """
 
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voco.data import dicom, listings, medmnist, pairing
+from voco.data import bids, dicom, listings, medmnist, pairing
 from voco.data.datasets import read_dataset
 from voco.data.imageio import READERS, UNREAD, read_label, read_scan, suffix_of
 from voco.data.layouts import lay_out
@@ -120,7 +121,7 @@ def _folder(root: Path) -> Found:
 def _layout(folder: Path) -> Callable[[Path], Found] | None:
     if listings.is_dataset(folder):
         return lambda place: listings.find_dataset(place / "dataset.json")
-    return listings.find_bids if listings.is_bids(folder) else None
+    return bids.find_bids if bids.is_bids(folder) else None
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:

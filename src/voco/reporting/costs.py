@@ -13,7 +13,7 @@ from voco.reporting.compared import ComparisonTables
 from voco.reporting.page import Section, Table, chart
 
 _NOT_DIFFERENT = ("method.", "backbone.", "log_every", "checkpoint_every", "keep_checkpoints")
-_NOT_DIFFERENT += ("validate_every", "windows.workers", "seed")
+_NOT_DIFFERENT += ("validate_every", "windows.workers", "seed", "trackers")
 """Settings in which methods may differ without a word."""
 
 

@@ -256,7 +256,7 @@ def _run(place: Path) -> _Place:
 def _scans(place: Path, preprocessing: Preprocessing) -> _Place:
     """Scans that are in no store: each is prepared, looked at, and forgotten."""
     sources, refused = discover(place)
-    failures = [(str(item.path), item.reason) for item in refused]
+    failures = [(str(item.path), item.reason) for item in refused if not item.passed_over]
     names: list[str] = []
     marks: list[Fingerprint] = []
     for source in track(sources, "look at scans", total=len(sources)):

@@ -16,7 +16,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from voco.data.datasets import known_datasets, read_dataset
 from voco.data.intake import Job, Outcome, source_keys, take
 from voco.data.layouts import check_counts, lay_out
-from voco.data.quality import Line, quality_lines, write_quality
+from voco.data.quality import Line, quality_lines, refusal_line, write_quality
 from voco.data.quality_page import write_page
 from voco.data.source import Refused, Source
 from voco.data.sources import completed, discover
@@ -150,7 +150,7 @@ def prepare(  # noqa: PLR0913 (one argument per option)
                 store.add([outcome.case], part)
             outcomes.append(outcome)
     finally:
-        lines = [Line(source=str(path), status="refused", reason=why) for path, why in refused]
+        lines = [refusal_line(item) for item in refused]
         lines += quality_lines(outcomes, store)
         write_page(store, write_quality(out, lines, part))
         store.write_counts()

@@ -229,6 +229,13 @@ def untrained(backbone: Backbone, trained: tuple[Part, ...]) -> tuple[str, ...]:
     return tuple(p for part in _PARTS for p in backbone.prefixes(part) if p not in known)
 
 
+def build_backbone(handover: Handover) -> Backbone:
+    """The backbone of a run with the random weights of its seed: the same ones every time."""
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(handover.seed)
+        return handover.backbone.build(handover.out_channels)
+
+
 def load_backbone(path: Path) -> Backbone:
     """The backbone of a run, built from its ``handover.json`` and filled with its weights.
 
@@ -256,9 +263,7 @@ def load(path: Path | str) -> nn.Module:
 
 def _loaded(path: Path) -> tuple[Backbone, Accounting]:
     handover = read_handover(path)
-    with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(handover.seed)
-        backbone = handover.backbone.build(handover.out_channels)
+    backbone = build_backbone(handover)
     new = untrained(backbone, handover.trained)
     return backbone, load_weights(backbone, read_tensors(path), new=new)
 

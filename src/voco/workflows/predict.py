@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from voco.backbone import Backbone
-from voco.config import parse
 from voco.data.imageio import write_image
 from voco.data.intensity import apply
 from voco.data.patches import fitted, lowest, scaling
@@ -24,10 +23,11 @@ from voco.evaluation.tables import number_text, write_rows
 from voco.geometry import Grid
 from voco.inference import all_logits, class_probabilities, windows_of
 from voco.progress import track
-from voco.tasks.classification import Classification, ClassificationConfig
-from voco.tasks.segmentation import Segmentation, SegmentationConfig
+from voco.tasks.classification import Classification
+from voco.tasks.segmentation import Segmentation
 from voco.volume import Volume
-from voco.weights import Handover, load_backbone, read_handover, read_tensors, task_tensors
+from voco.weights import Handover, load_backbone, read_handover, read_tensors
+from voco.weights.trained import build_task, load_classifier
 
 SCORES = "scores.csv"
 """Table of a classification: a line per scan."""
@@ -145,17 +145,9 @@ def load_model(run: Path, device: str | None = None) -> Model:
 
 
 def _build(handover: Handover, backbone: Backbone, run: Path) -> Segmentation | Classification:
-    settings = handover.task or {}
-    if handover.kind == "segmentation":
-        return parse(SegmentationConfig, settings, f"{run}: task").build(backbone)
-    config = parse(ClassificationConfig, settings, f"{run}: task")
-    task = config.build(backbone, len(handover.classes))
-    tensors = task_tensors(read_tensors(run))
-    try:
-        own = {name: tensors[f"classifier.{name}"] for name in ("weight", "bias")}
-        task.classifier.load_state_dict(own)
-    except (KeyError, RuntimeError) as error:
-        raise WeightsError(f"{run}: its classifier is missing or does not fit ({error}).") from None
+    task = build_task(handover, backbone, run)
+    if isinstance(task, Classification):
+        return load_classifier(task, read_tensors(run), run)
     return task
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from voco.recipes import ProbeConfig as ProbeConfig
     from voco.weights import load as load
     from voco.workflows.evaluate import evaluate as evaluate
+    from voco.workflows.export import export as export
     from voco.workflows.finetune import finetune as finetune
     from voco.workflows.phantom import phantom as phantom
     from voco.workflows.predict import predict as predict
@@ -37,6 +38,7 @@ _HOMES = {
     "ProbeConfig": "voco.recipes",
     "compare": "voco.comparison.run",
     "evaluate": "voco.workflows.evaluate",
+    "export": "voco.workflows.export",
     "finetune": "voco.workflows.finetune",
     "load": "voco.weights",
     "phantom": "voco.workflows.phantom",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from voco.weights import load as load
     from voco.workflows.embed import embed as embed
     from voco.workflows.evaluate import evaluate as evaluate
+    from voco.workflows.export import export as export
     from voco.workflows.finetune import finetune as finetune
     from voco.workflows.inspect import inspect as inspect
     from voco.workflows.leaks import leaks as leaks
@@ -43,6 +44,7 @@ _HOMES = {
     "compare": "voco.comparison.run",
     "embed": "voco.workflows.embed",
     "evaluate": "voco.workflows.evaluate",
+    "export": "voco.workflows.export",
     "finetune": "voco.workflows.finetune",
     "inspect": "voco.workflows.inspect",
     "leaks": "voco.workflows.leaks",

@@ -829,6 +829,37 @@ def _regions(texts: tuple[str, ...] | None) -> dict[str, tuple[int, ...]] | None
     return found
 
 
+def _export(words: Words) -> int:
+    def export(
+        weights: Positional[Path],
+        *,
+        to: Literal["monai", "nnunet", "onnx", "huggingface"],
+        out: Path,
+        size: tuple[int, int, int] | None = None,
+        opset: int | None = None,
+        licence: str | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Write a trained network for MONAI, nnU-Net, ONNX or the Hugging Face Hub.
+
+        Args:
+            weights: A run folder, or its weight file.
+            to: A MONAI bundle, nnU-Net's checkpoint, an ONNX file, or a folder for the Hub.
+            out: Folder (monai, huggingface) or file (nnunet, onnx) to write.
+            size: Voxels along x, y, z: of nnU-Net's patches, or of what an ONNX graph takes; the
+                network's or the task's own if not given, else 96 96 96.
+            opset: Version of ONNX's operators; 18 if not given.
+            licence: Of the weights, for the model card, as the Hub names it: cc-by-4.0, ...
+            overwrite: Replace what is there.
+        """
+        from voco.workflows.export import export as run
+
+        print(run(weights, to, out, size=size, opset=opset, licence=licence, overwrite=overwrite))
+        return DONE
+
+    return _call(export, words, "export")
+
+
 def _report(words: Words) -> int:
     def report(folder: Positional[Path]) -> int:
         """Make report.html anew from the tables in a folder; needs no data and no GPU.
@@ -891,6 +922,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Words], int]]] = {
     "predict": ("masks or scores, on the original grid of each scan", _predict),
     "embed": ("feature vectors of scans, or of a grid of crops", _embed),
     "evaluate": ("metrics of predictions, with intervals", _evaluate),
+    "export": ("weights for MONAI, nnU-Net, ONNX or the Hugging Face Hub", _export),
     "report": ("(re)build report.html from the tables in a folder", _report),
     "demo": ("all of it on generated torsos, in five minutes", _demo),
     "bench": ("speed and memory as ratios against plain paths", _bench),

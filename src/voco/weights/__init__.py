@@ -32,6 +32,7 @@ from voco.weights.passport import Passport, passport
 from voco.weights.reading import read_tensors, weights_digest
 from voco.weights.seen import Guarded, Recognised, Seen, recognise, seen_in
 from voco.weights.starting import (
+    build_backbone,
     load,
     load_backbone,
     record,
@@ -54,6 +55,7 @@ __all__ = [
     "Seen",
     "TrainingData",
     "account",
+    "build_backbone",
     "export",
     "load",
     "load_backbone",

@@ -15,7 +15,7 @@ from voco.errors import WeightsError
 from voco.method import Method
 from voco.weights.fitting import fitted, outputs_in
 from voco.weights.foreign import nearest
-from voco.weights.handover import handover_file, read_handover
+from voco.weights.handover import Handover, handover_file, read_handover
 from voco.weights.loading import Accounting, load_weights
 from voco.weights.reading import read_tensors, unwrapped, weights_digest
 from voco.weights.sources import Source, checkpoint_tensors, method_of, read_source
@@ -140,6 +140,11 @@ def untrained(backbone: Backbone, trained: tuple[Part, ...]) -> tuple[str, ...]:
     return tuple(p for part in _PARTS for p in backbone.prefixes(part) if p not in known)
 
 
+def build_backbone(handover: Handover) -> Backbone:
+    """The backbone of a run with the random weights of its seed: the same ones every time."""
+    return _built(handover.backbone, handover.out_channels, handover.seed)
+
+
 def load_backbone(path: Path) -> Backbone:
     """The backbone of a run, built from its ``handover.json`` and filled with its weights.
 
@@ -174,7 +179,7 @@ def load(path: Path | str, *, merging: Merging | None = None) -> nn.Module:
 
 def _of_run(path: Path) -> tuple[Backbone, Accounting]:
     handover = read_handover(path)
-    backbone = _built(handover.backbone, handover.out_channels, handover.seed)
+    backbone = build_backbone(handover)
     new = untrained(backbone, handover.trained)
     return backbone, load_weights(backbone, read_tensors(path), new=new)
 

@@ -13,7 +13,6 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from voco.backbone import Backbone
-from voco.config import parse
 from voco.data.dicomseg import check_highdicom, write_dicom_segmentation
 from voco.data.fingerprint import Fingerprint
 from voco.data.imageio import write_image
@@ -30,17 +29,11 @@ from voco.geometry import Grid
 from voco.inference import all_logits, class_probabilities, windows_of
 from voco.progress import track
 from voco.scans import find_scans, prepare_scan, scaled
-from voco.tasks.classification import Classification, ClassificationConfig
-from voco.tasks.segmentation import Segmentation, SegmentationConfig
+from voco.tasks.classification import Classification
+from voco.tasks.segmentation import Segmentation
 from voco.volume import Volume
-from voco.weights import (
-    Handover,
-    load_backbone,
-    read_handover,
-    read_tensors,
-    recognise,
-    task_tensors,
-)
+from voco.weights import Handover, load_backbone, read_handover, read_tensors, recognise
+from voco.weights.trained import build_task, load_classifier
 
 MaskFormat = Literal["nifti", "dicomseg", "both"]
 """How masks are written."""
@@ -205,17 +198,9 @@ def load_model(run: Path, device: str | None = None) -> Model:
 
 
 def _build(handover: Handover, backbone: Backbone, run: Path) -> Segmentation | Classification:
-    settings = handover.task or {}
-    if handover.kind == "segmentation":
-        return parse(SegmentationConfig, settings, f"{run}: task").build(backbone)
-    config = parse(ClassificationConfig, settings, f"{run}: task")
-    task = config.build(backbone, len(handover.classes))
-    tensors = task_tensors(read_tensors(run))
-    try:
-        own = {name: tensors[f"classifier.{name}"] for name in ("weight", "bias")}
-        task.classifier.load_state_dict(own)
-    except (KeyError, RuntimeError) as error:
-        raise WeightsError(f"{run}: its classifier is missing or does not fit ({error}).") from None
+    task = build_task(handover, backbone, run)
+    if isinstance(task, Classification):
+        return load_classifier(task, read_tensors(run), run)
     return task
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from voco.weights import load as load
     from voco.workflows.evaluate import evaluate as evaluate
     from voco.workflows.finetune import finetune as finetune
+    from voco.workflows.inspect import inspect as inspect
     from voco.workflows.leaks import leaks as leaks
     from voco.workflows.phantom import phantom as phantom
     from voco.workflows.predict import predict as predict
@@ -39,6 +40,7 @@ _HOMES = {
     "compare": "voco.comparison.run",
     "evaluate": "voco.workflows.evaluate",
     "finetune": "voco.workflows.finetune",
+    "inspect": "voco.workflows.inspect",
     "leaks": "voco.workflows.leaks",
     "load": "voco.weights",
     "phantom": "voco.workflows.phantom",

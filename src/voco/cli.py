@@ -346,7 +346,9 @@ def _pretrain(words: Words) -> int:
         Args:
             data: One store, or several.
             out: The run folder.
-            weights: Start from the backbone of another run instead of from random weights.
+            weights: Start from these instead of from random weights: a run folder or a weight
+                file of anybody (the backbone), or one of a run's checkpoints/step-NNNNNNNN (the
+                whole method, heads and teacher).
             probe_data: Labelled stores that the features are asked about every probe_every
                 steps; the network never learns from them.
             exclude: Stores that will be tested on: copies of their scans are not learnt from.
@@ -424,7 +426,8 @@ def _finetune(words: Words) -> int:
 
         Args:
             data: One store, or several.
-            weights: A run folder or a safetensors file; none trains from scratch.
+            weights: A run folder, a checkpoint, or a weight file of anybody ('voco inspect' tells
+                what it is); none trains from scratch.
             out: The run folder.
             resume: Go on from the last checkpoint in the run folder.
             overwrite: Replace what is there.
@@ -612,6 +615,37 @@ def _shipped() -> dict[str, Path]:
 # --- using ----------------------------------------------------------------------------------------
 
 
+def _inspect(words: Words) -> int:
+    def inspect(
+        file: Positional[Path],
+        *,
+        against: Annotated[
+            tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: the one it is of)")
+        ] = (),
+        json: bool = False,
+    ) -> int:
+        """Say what weights are, where they came from, and what of them fits.
+
+        None of their code is run.
+
+        Args:
+            file: A run folder, a checkpoint of a run, or a weight file of anybody.
+            against: Backbones to compare it with, by name.
+            json: Print it for programs.
+        """
+        from dataclasses import asdict
+        from json import dumps
+
+        from voco.workflows.inspect import inspect as run
+
+        found = run(file, against)
+        print(dumps(asdict(found), indent=2) if json else found)
+        wanted = [fit.fits for fit in found.fits] if against else [True]
+        return DONE if any(wanted) else INCOMPLETE
+
+    return _call(inspect, words, "inspect")
+
+
 def _predict(words: Words) -> int:
     def predict(
         run: Positional[Path],
@@ -754,6 +788,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Words], int]]] = {
     "probe": ("what frozen features tell, beside an untrained network's", _probe),
     "finetune": ("fine-tune it on labelled scans, or train from scratch", _finetune),
     "compare": ("several methods under one protocol, with intervals and tests", _compare),
+    "inspect": ("what a weight file is, and what of it fits", _inspect),
     "predict": ("masks or scores, on the original grid of each scan", _predict),
     "evaluate": ("metrics of predictions, with intervals", _evaluate),
     "report": ("(re)build report.html from the tables in a folder", _report),

@@ -18,6 +18,7 @@ from voco.backbones import BackboneSettings
 from voco.config import Config, parse
 from voco.data.intensity import Intensity
 from voco.data.store import Preprocessing, write_atomically
+from voco.engine.checkpoint import is_checkpoint
 from voco.errors import ConfigError, WeightsError
 from voco.weights.seen import Guarded, Seen, Stage
 
@@ -166,6 +167,8 @@ def seen_before(weights: Path | None) -> tuple[Seen, ...]:
     """
     if weights is None:
         return ()
+    if is_checkpoint(weights):  # what the run has seen is written when it ends
+        weights = weights.parent.parent
     known = None if handover_file(weights) is None else read_handover(weights).seen
     return (Seen(stage="unknown"),) if known is None else known
 

@@ -51,8 +51,10 @@ from voco.weights import (
     export,
     read_handover,
     recognise,
+    record,
     seen_before,
     seen_in,
+    settled,
     transfer,
     weights_digest,
 )
@@ -134,7 +136,8 @@ def finetune(
     Args:
         config: The recipe.
         data: Stores with labelled cases.
-        weights: A run folder or a weight file; ``None`` trains from scratch.
+        weights: A run folder, a checkpoint of a run, or a weight file of anybody whose layout is
+            known; ``None`` trains from scratch.
         out: The run folder.
         resume: Go on from the last checkpoint.
         overwrite: Remove a run that lies there.
@@ -149,6 +152,7 @@ def finetune(
         UsageError: If the run folder may not be written.
     """
     out, weights = Path(out), None if weights is None else Path(weights)
+    config = config.model_copy(update={"backbone": settled(config.backbone, weights)})
     job = find_job(config, data)
     task, accounting = start(config, job, weights)
     fabric = launch(config.precision)
@@ -363,19 +367,19 @@ def _write_notes(
     parts = job.split._asdict().items()
     cases = {name: [one.case.id for one in part] for name, part in parts}
     warnings = [*leaks.warnings(), *_doubts(config, job), *_differences(config, job, weights)]
-    said = str(accounting) if accounting else "none: trained from scratch"
     about = {
-        "weights": None if weights is None else str(weights),
-        "sha256": weights_digest(weights),
-        "summary": said,
-        "accounting": None if accounting is None else asdict(accounting),
+        **record(weights, accounting),
         "leaks": asdict(leaks),
         "warnings": warnings,
     }
     for name, content in (("cases.json", cases), ("weights.json", about)):
         write_atomically(out / name, json.dumps(content, indent=2).encode())
     counts = f"{len(job.split.train)} cases to learn from, {len(job.split.validation)} held out"
-    for line in (counts, f"weights: {said}", *(f"warning: {text}" for text in warnings)):
+    for line in (
+        counts,
+        f"weights: {about['summary']}",
+        *(f"warning: {text}" for text in warnings),
+    ):
         print(f"voco: {line}", file=sys.stderr)  # noqa: T201
 
 

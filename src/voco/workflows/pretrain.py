@@ -16,6 +16,7 @@ from voco.data.selection import Entry, Split, split_cases
 from voco.data.store import Store, open_alike, write_atomically
 from voco.data.windows import Share, Windows, window_batches
 from voco.draws import Draws, mixed_seed
+from voco.engine.checkpoint import is_checkpoint
 from voco.engine.launch import launch
 from voco.engine.loop import Record
 from voco.engine.optimizer import build_optimizer
@@ -30,12 +31,16 @@ from voco.recipes import PretrainConfig
 from voco.shapes import Volumes
 from voco.task import Step
 from voco.weights import (
+    Accounting,
     Guarded,
     Seen,
     TrainingData,
     export,
+    record,
+    resume_method,
     seen_before,
     seen_in,
+    settled,
     transfer,
     weights_digest,
 )
@@ -117,7 +122,9 @@ def pretrain(
         out: The run folder.
         resume: Go on from the last checkpoint; start, if there is no run yet.
         overwrite: Remove a run that lies there.
-        weights: Start from the backbone of this run or weight file.
+        weights: Start from these: the backbone of a run or of a weight file of anybody whose
+            layout is known; or the whole method, heads and teacher, of a run's checkpoint. The
+            optimizer starts anew. ``weights.json`` keeps the account.
         probe_data: Labelled stores: what the features tell of their labels is logged as ``probe``
             every ``config.probe_every`` steps, beside what those of the untrained network told.
             The network never learns from them.
@@ -142,7 +149,8 @@ def pretrain(
     guarded = tuple(Store(path) for path in exclude)
     left_out = cases_to_leave_out(stores, guarded)
     split = find_cases(config, stores, {(item.store, item.case) for item in left_out})
-    method = build_method(config, weights)
+    config = config.model_copy(update={"backbone": settled(config.backbone, weights)})
+    method, accounting = started_method(config, weights)
     probe = None
     if probe_data:
         probe = find_probe(config.probe, probe_data, method.handover(), config.intensity)
@@ -160,6 +168,7 @@ def pretrain(
     seen = (*seen_before(weights), seen_in("pretraining", learnt))
     method = method.to(fabric.device)
     job = Job(config, fabric, stores, split, method, out, guarded, left_out, seen, probe)
+    first_does(fabric, lambda: _note_weights(out, weights, accounting))
     first_does(fabric, lambda: _note_left_out(job))
     first_does(fabric, lambda: _draw_views(job))
     reference = _reference(job)
@@ -209,20 +218,43 @@ def find_cases(
     return split
 
 
-def build_method(config: PretrainConfig, weights: Path | None = None) -> Method:
+def build_method(config: PretrainConfig) -> Method:
     """The method around its backbone; random weights depend on the seed alone.
 
     Raises:
         ConfigError: If the backbone does not fit the method.
-        WeightsError: If the weights do not fit the backbone.
     """
+    return started_method(config, None)[0]
+
+
+def started_method(
+    config: PretrainConfig, weights: Path | None
+) -> tuple[Method, Accounting | None]:
+    """The method as its first step finds it, and where its weights came from.
+
+    Raises:
+        ConfigError: If the backbone does not fit the method.
+        WeightsError: If the weights do not fit the backbone, or the checkpoint not the method.
+    """
+    accounting = None
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(config.seed)
         backbone = config.backbone.build()
-        if weights is not None:
+        if weights is not None and not is_checkpoint(weights):
             accounting = transfer(backbone, weights)
-            print(f"voco: from {weights}: {accounting}", file=sys.stderr)  # noqa: T201
-        return config.method.build(backbone)
+        method = config.method.build(backbone)
+        if weights is not None and is_checkpoint(weights):
+            accounting = resume_method(method, weights)
+    return method, accounting
+
+
+def _note_weights(out: Path, weights: Path | None, accounting: Accounting | None) -> None:
+    """``weights.json``, and a line on the screen."""
+    if weights is None:
+        return
+    about = record(weights, accounting)
+    write_atomically(out / "weights.json", json.dumps(about, indent=2).encode())
+    print(f"voco: from {weights}: {about['summary']}", file=sys.stderr)  # noqa: T201
 
 
 def _fingerprints(stores: Sequence[Store], split: Split) -> list[Fingerprint]:

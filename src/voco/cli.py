@@ -300,6 +300,9 @@ def _leaks(words: Words) -> int:
         Copies are found under any name, with another header, resampled, cut to the body, or with
         another window of intensities. The exit status is 1 if there are any.
 
+        Of a store that keeps cases for testing (split test), those are tested on and the others
+        learnt from.
+
         Args:
             seen: Stores, runs, or folders of scans that a network has learnt from.
             against: Stores, runs, or folders of scans that it is tested on.
@@ -351,7 +354,8 @@ def _pretrain(words: Words) -> int:
                 whole method, heads and teacher).
             probe_data: Labelled stores that the features are asked about every probe_every
                 steps; the network never learns from them.
-            exclude: Stores that will be tested on: copies of their scans are not learnt from.
+            exclude: Stores that will be tested on: copies of their test cases (of all their
+                cases, if none has the split test) are not learnt from.
             resume: Go on from the last checkpoint in the run folder.
             overwrite: Replace what is there.
             recipe: Settings.

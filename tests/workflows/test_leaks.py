@@ -118,6 +118,22 @@ def test_a_place_is_searched_for_copies_within_itself(places, tmp_path):
     assert leaks([places / "learnt"], [places / "learnt"]).clean
 
 
+def test_cases_for_validation_and_test_are_not_learnt_from(places, tmp_path):
+    folder = write(tmp_path / "scans", {f"s{n}": scan(n) for n in (1, 2, 3, 20, 21)})
+    write(folder, {"s1_again": scan(1), "s2_again": scan(2)})
+    splits = {"s1": "test", "s2": "validation", "s3": "train", "s20": "test"}
+    lines = [f"{file.name},{splits.get(file.name[:-7], '')}" for file in sorted(folder.iterdir())]
+    (folder / "list.csv").write_text("\n".join(["image,split", *lines]))
+    store = stored(folder / "list.csv", tmp_path / "store", spacing_mm=1.0)
+    within = leaks([store], [store])
+    assert [(leak.case, leak.seen) for leak in within.leaks] == [("s1", "s1_again")]
+    assert (within.seen, within.tested) == (4, 2)
+    elsewhere = leaks([places / "learnt"], [store])
+    assert [(leak.case, leak.seen) for leak in elsewhere.leaks] == [("s1", "a1")]
+    back = leaks([store], [places / "learnt"])
+    assert {leak.seen for leak in back.leaks} == {"s1_again", "s2_again", "s3"}
+
+
 def test_a_label_does_not_hide_the_files(places, tmp_path):
     images, labels = tmp_path / "set" / "imagesTr", tmp_path / "set" / "labelsTr"
     write(images, {"a1": scan(1)})

@@ -38,7 +38,7 @@ def write_tables(
     """
     jobs = sorted(planned.jobs, key=lambda job: row_order(config, job.place))
     values = [
-        [*value[:9], number_text(value.value), value.unit]
+        [*value[:9], number_text(value.value), *value[10:]]
         for job in jobs
         if job.kind == "finetuning" and _done(outcomes.get(job.id))
         for value in _values(job, out)
@@ -98,9 +98,10 @@ def _by_kind(jobs: Iterable[Job]) -> list[Job]:
 
 def _values(job: Job, out: Path) -> Iterator[Value]:
     folder = out / job.folder / "evaluation"
-    for score in read_scores(folder / "metrics.csv"):
-        yield Value(*job.place, *score)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    seen = summary.get("seen", {})
+    for score in read_scores(folder / "metrics.csv"):
+        yield Value(*job.place, *score, seen=seen.get(score.case, ""))
     if summary["task"] == "classification":
         # These are figures of the whole set, which no mean over cases would give.
         for metric, entry in summary["mean"].items():

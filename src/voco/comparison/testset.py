@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,11 +35,10 @@ def collect(config: ComparisonConfig, out: Path) -> UnseenScans:
     """The scans to predict; where they come from a store, listed in the comparison's folder.
 
     Raises:
-        ConfigError: If nothing says what to measure, or a scan to measure is also learnt from.
+        ConfigError: If nothing says what to measure.
         StoreError: If a case's files are no longer there.
     """
     if config.test is not None:
-        _refuse_seen(config, _keys_of(config.test))
         return config.test
     folder = out / FOLDER
     cases = _test_cases(config)
@@ -50,7 +49,6 @@ def collect(config: ComparisonConfig, out: Path) -> UnseenScans:
             f"{folder}: the cases of the split 'test' are not those that it was begun with. Start "
             "anew in another folder."
         )
-    _refuse_seen(config, {one.case.source for one in cases})
     references = "targets.csv" if (folder / "targets.csv").is_file() else "references"
     return UnseenScans(images=(str(folder / "scans.csv"),), references=str(folder / references))
 
@@ -67,27 +65,6 @@ def _test_cases(config: ComparisonConfig) -> list[Labelled]:
             "or give test.images and test.references."
         )
     return cases
-
-
-def _keys_of(test: UnseenScans) -> set[str]:
-    sources = [source for place in test.images for source in discover(Path(place))[0]]
-    return set(source_keys(sources))
-
-
-def _refuse_seen(config: ComparisonConfig, keys: Iterable[str]) -> None:
-    """Refuse to measure on what is learnt from, as far as files tell."""
-    keys = set(keys)
-    for path in dict.fromkeys([*config.pretrain_data, *config.data]):
-        seen = [
-            case.id
-            for case in Store(path).cases.values()
-            if case.split != "test" and case.source in keys
-        ]
-        if seen:
-            raise ConfigError(
-                f"test: {len(seen)} of the scans to measure on are learnt from in {path}: "
-                f"{', '.join(seen[:3])}. Give them the split 'test' there, or measure on others."
-            )
 
 
 def _write(cases: list[Labelled], folder: Path, *, classifies: bool) -> None:

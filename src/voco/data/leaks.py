@@ -85,6 +85,16 @@ def find_overlaps(
     return sorted(found.values(), key=lambda item: (item.tested, item.seen))
 
 
+def learnt_cases(store: Store) -> list[Case]:
+    """What a training may learn from: cases that are not kept for validation or test."""
+    return [case for case in store.cases.values() if case.split not in ("validation", "test")]
+
+
+def tested_cases(store: Store) -> list[Case]:
+    """What is tested on: the cases of the split ``test``; all, where there are none."""
+    return [c for c in store.cases.values() if c.split == "test"] or list(store.cases.values())
+
+
 def fingerprints(store: Store, cases: Iterable[Case]) -> list[Fingerprint]:
     """The fingerprints of some cases of a store, made from their voxels where none is kept.
 
@@ -111,7 +121,11 @@ def fingerprint_of(store: Store, case: Case) -> Fingerprint:
 
 
 def cases_to_leave_out(stores: Sequence[Store], guarded: Sequence[Store]) -> tuple[LeftOut, ...]:
-    """Cases that are copies of a guarded store's cases, and all others of their groups.
+    """Cases that are copies of what is tested on, and all others of their groups.
+
+    Args:
+        stores: What may be learnt from.
+        guarded: What is tested on: of each the cases of the split ``test``, or all if none are.
 
     Raises:
         StoreError: If the voxels of a case without a fingerprint are missing or damaged.
@@ -119,12 +133,12 @@ def cases_to_leave_out(stores: Sequence[Store], guarded: Sequence[Store]) -> tup
     if not guarded:
         return ()
     ours, theirs = (
-        [(number, case) for number, store in enumerate(some) for case in store.cases.values()]
-        for some in (stores, guarded)
+        [(number, case) for number, store in enumerate(some) for case in cases_of(store)]
+        for some, cases_of in ((stores, learnt_cases), (guarded, tested_cases))
     )
     seen, tested = (
-        [mark for store in some for mark in fingerprints(store, store.cases.values())]
-        for some in (stores, guarded)
+        [mark for store in some for mark in fingerprints(store, cases_of(store))]
+        for some, cases_of in ((stores, learnt_cases), (guarded, tested_cases))
     )
     found: dict[tuple[int, str], LeftOut] = {}
     groups: dict[str, LeftOut] = {}

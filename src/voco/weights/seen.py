@@ -23,12 +23,12 @@ class Seen(Config):
 
 
 class Guarded(Config):
-    """A store of which no scan was learnt from."""
+    """A store of which no tested scan was learnt from."""
 
     digest: str
     """Of the store (:attr:`voco.data.store.Store.digest`)."""
     cases: NonNegativeInt
-    """How many cases it has."""
+    """How many of its cases are tested on."""
 
 
 class Recognised(NamedTuple):

@@ -385,12 +385,12 @@ def _write_notes(
 
 def _fingerprints(cases: Sequence[Labelled]) -> list[Fingerprint]:
     """Of each case, in their order."""
-    marks: dict[str, Fingerprint] = {}
+    marks: dict[tuple[Path, str], Fingerprint] = {}  # two stores may both have a case of one name
     for store in dict.fromkeys(one.store for one in cases):
         own = [one.case for one in cases if one.store is store]
-        names = (case.id for case in own)
+        names = ((store.path, case.id) for case in own)
         marks |= zip(names, fingerprints(store, own), strict=True)
-    return [marks[one.case.id] for one in cases]
+    return [marks[one.store.path, one.case.id] for one in cases]
 
 
 def _leaks(job: Job, before: Sequence[Seen], learnt: Sequence[Fingerprint]) -> Leaks:

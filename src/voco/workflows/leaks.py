@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from voco.data.fingerprint import SAME, WORTH_ALIGNING, Fingerprint, decoded
 from voco.data.intake import look_at
-from voco.data.leaks import Same, find_overlaps, fingerprints
+from voco.data.leaks import Same, find_overlaps, fingerprints, learnt_cases, tested_cases
 from voco.data.preprocess import prepare_volume
 from voco.data.sources import discover, read_source
 from voco.data.store import Preprocessing, Store
@@ -103,6 +103,10 @@ class _Place:
     name: str
     cases: Sequence[str]
     marks: Sequence[Fingerprint]
+    learnt: Sequence[int]
+    """Numbers of the cases that a training may learn from."""
+    tested: Sequence[int]
+    """Numbers of the cases that are tested on."""
     doubts: Sequence[str] = ()
     failures: Sequence[tuple[str, str]] = ()
 
@@ -119,8 +123,11 @@ def leaks(
 
     Copies are found under any name, with another header or compression, resampled, cut to the
     body, with another window of intensities, or with some noise; how surely, and what is not
-    found, is said in ``docs/how-to/leaks.md``. A place that is named on both sides is searched for
-    copies within itself.
+    found, is said in ``docs/how-to/leaks.md``.
+
+    Of a store with the splits ``validation`` and ``test``, the other cases are learnt from, and
+    those of ``test`` are tested on; of a store without a split ``test`` all are. Such a store, or a
+    folder, that is named on both sides is searched for copies within itself.
 
     Args:
         seen: Stores, runs (whose ``handover.json`` holds the fingerprints of all that they have
@@ -152,8 +159,8 @@ def leaks(
         rows = ([*leak[:5], number_text(leak.likeness)] for leak in found)
         write_rows(table, Leak._fields, rows)
     return Leaks(
-        seen=sum(len(place.marks) for place in ours),
-        tested=sum(len(place.marks) for place in theirs),
+        seen=sum(len(place.learnt) for place in ours),
+        tested=sum(len(place.tested) for place in theirs),
         leaks=found,
         doubts=tuple(doubt for place in ours for doubt in place.doubts),
         failures=tuple(failure for place in places.values() for failure in place.failures),
@@ -181,12 +188,16 @@ def _check(
 
 
 def _between(seen: _Place, tested: _Place, least: float) -> Iterator[Leak]:
-    for pair in find_overlaps(seen.marks, tested.marks, least):
-        # Within one place every case is its own copy, and every pair comes twice.
-        if seen is tested and pair.seen >= pair.tested:
+    ours = [seen.marks[number] for number in seen.learnt]
+    theirs = [tested.marks[number] for number in tested.tested]
+    # Within one place a case is its own copy, and a pair that may change sides comes twice.
+    both = {*seen.learnt} & {*tested.tested} if seen is tested else set[int]()
+    for pair in find_overlaps(ours, theirs, least):
+        one, other = tested.tested[pair.tested], seen.learnt[pair.seen]
+        if {one, other} <= both and other >= one:
             continue
-        case, other = tested.cases[pair.tested], seen.cases[pair.seen]
-        yield Leak(case, tested.name, other, seen.name, pair.same, pair.likeness)
+        case, copy = tested.cases[one], seen.cases[other]
+        yield Leak(case, tested.name, copy, seen.name, pair.same, pair.likeness)
 
 
 def _preprocessing(places: Sequence[Path]) -> Preprocessing:
@@ -202,7 +213,13 @@ def _preprocessing(places: Sequence[Path]) -> Preprocessing:
 def _read(place: Path, preprocessing: Preprocessing) -> _Place:
     if _is_store(place):
         store = Store(place)
-        return _Place(str(place), list(store.cases), fingerprints(store, store.cases.values()))
+        numbers = {case: number for number, case in enumerate(store.cases)}
+        learnt, tested = (
+            [numbers[case.id] for case in cases]
+            for cases in (learnt_cases(store), tested_cases(store))
+        )
+        marks = fingerprints(store, store.cases.values())
+        return _Place(str(place), list(numbers), marks, learnt, tested)
     if handover_file(place) is not None or place.name == WEIGHTS_FILE:
         return _run(place)
     if (place / "recipe.yaml").is_file():
@@ -232,7 +249,8 @@ def _run(place: Path) -> _Place:
     if len(marks) < len(texts):
         lost = len(texts) - len(marks)
         doubts.append(f"{place} has {lost} fingerprints that this version cannot read")
-    return _Place(str(place), [""] * len(marks), marks, doubts)
+    every = range(len(marks))
+    return _Place(str(place), [""] * len(marks), marks, every, every, doubts)
 
 
 def _scans(place: Path, preprocessing: Preprocessing) -> _Place:
@@ -252,4 +270,5 @@ def _scans(place: Path, preprocessing: Preprocessing) -> _Place:
         names.append(source.id)
     if not names and not failures:
         raise DataError(f"{place}: is neither a store nor a run, and holds nothing that is a scan.")
-    return _Place(str(place), names, marks, (), failures)
+    every = range(len(names))
+    return _Place(str(place), names, marks, every, every, (), failures)

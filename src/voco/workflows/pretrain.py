@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from voco.data.fingerprint import Fingerprint
-from voco.data.leaks import LeftOut, cases_to_leave_out, fingerprints
+from voco.data.leaks import LeftOut, cases_to_leave_out, fingerprints, tested_cases
 from voco.data.selection import Entry, Split, split_cases
 from voco.data.store import Store, open_alike, write_atomically
 from voco.data.windows import Share, Windows, window_batches
@@ -128,9 +128,10 @@ def pretrain(
         probe_data: Labelled stores: what the features tell of their labels is logged as ``probe``
             every ``config.probe_every`` steps, beside what those of the untrained network told.
             The network never learns from them.
-        exclude: Stores that will be tested on: cases that were made from one of their scans,
-            however they were prepared, are not learnt from, and neither are the other cases of
-            their groups. ``left_out.csv`` names them.
+        exclude: Stores that will be tested on: cases that were made from one of their tested
+            scans, however they were prepared, are not learnt from, and neither are the other cases
+            of their groups. Tested are the cases of the split ``test``, or all of a store that has
+            none. ``left_out.csv`` names what was left out.
 
     Returns:
         The run folder.
@@ -424,7 +425,7 @@ def _finish(job: Job) -> None:
         ),
         seen=job.seen,
         guarded=tuple(
-            Guarded(digest=store.digest, cases=len(store.cases)) for store in job.guarded
+            Guarded(digest=store.digest, cases=len(tested_cases(store))) for store in job.guarded
         ),
         left_out=len(job.left_out),
     )

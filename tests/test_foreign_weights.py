@@ -572,11 +572,18 @@ def test_a_layout_that_is_nearly_known_says_what_it_is_like_and_lacks(tmp_path: 
     torch.save({"odd": torch.ones(1), **tensors}, tmp_path / "near.pt")
     found = passport(tmp_path / "near.pt")
     assert found.kind == "unknown"
-    assert "It is most like" in found.nearest
+    assert "names begin with 'student.swin.'" in found.nearest
     with pytest.raises(WeightsError, match="It is most like"):
         transfer(config(merging="fixed").build(), tmp_path / "near.pt")
     with pytest.raises(WeightsError, match="layout that is not known"):
         voco.load(tmp_path / "near.pt")
+
+
+def test_what_is_missing_from_the_likest_layout_is_named(tmp_path: Path):
+    save_file({"down_tr64.ops.0.conv1.weight": torch.ones(1)}, tmp_path / "near.safetensors")
+    found = passport(tmp_path / "near.safetensors")
+    assert "most like 'models-genesis'" in found.nearest
+    assert "no name begins with down_tr512." in found.nearest
 
 
 def test_a_file_of_something_else_altogether_is_unknown(tmp_path: Path):

@@ -71,26 +71,42 @@ def identify(content: Content) -> Foreign | None:
 def nearest(tensors: Mapping[str, Tensor]) -> str:
     """What an unknown file is most like, in words."""
     names = list(unwrapped(tensors)[1])
-    shares = {family: len(family.met(names)) for family in FAMILIES}
-    best = max(FAMILIES, key=lambda family: shares[family] / len(family.needs))
-    if not shares[best]:
+    tails = {tail: name for name in names for tail in _tails(name)}
+    # Of several that are alike, the one that asks for the most.
+    best = max(
+        FAMILIES,
+        key=lambda one: (len(one.met(tails)) / len(one.needs), sum(map(len, one.met(tails)))),
+    )
+    met = best.met(tails)
+    if not met:
         return f"No name is as in any layout that is known; the first are {few(names)}."
-    unmet = [need for need in best.needs if need not in best.met(names)]
+    unmet = [need for need in best.needs if need not in met]
+    elsewhere = [need for need in met if need not in best.met(names)]
     if unmet:
         wanted = ", ".join(_readable(need) for need in unmet)
         like = difflib.get_close_matches(_readable(unmet[0]), names, n=1, cutoff=0.3)
         hint = f"; the likest is {like[0]}" if like else ""
         lacks = f"no name begins with {wanted}{hint}"
+    elif elsewhere:
+        tail = next(tail for tail in tails if re.match(elsewhere[0], tail))
+        prefix = tails[tail].removesuffix(tail)
+        lacks = f"names begin with '{prefix}' before what they are there, and not all of them do"
     else:
         lacks = "it holds more than that, or other shapes"
     return f"It is most like '{best.name}' ({best.title}), but {lacks}."
+
+
+def _tails(name: str) -> list[str]:
+    """A name, and what is left of it without its first parts."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def _readable(pattern: str) -> str:
     """A pattern as an example of what it matches."""
     text = re.sub(r"\(\.\*\\\.\)\?|\(\w+\\\.\)\?|\$", "", pattern)
     text = re.sub(r"\((?:\?:)?([^|()]*)\|[^()]*\)", r"\1", text)
-    return text.replace("\\.", ".").replace("\\d", "1")
+    return text.partition("|")[0].replace("\\.", ".").replace("\\d", "1")
 
 
 def _mapped(

@@ -129,7 +129,7 @@ def account(
     kept = {name for name in state if name.startswith(new)}
     unused = {name for name in tensors if name.startswith((*new, TASK_PREFIX))}
     # Constants of a network, such as tables of indices, may be left out of a file.
-    constants = {name for name, _ in network.named_buffers() if not state[name].is_floating_point()}
+    constants = {name for name, one in network.named_buffers() if not one.is_floating_point()}
     optional = kept | constants | tensors.keys()
     shared = [name for name in state if name in tensors and name not in kept]
     refused = [Refusal(name, "missing") for name in state if name not in optional]

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from voco.shapes import Level, Shape3, Volumes
 
+_VOXELS_AT_ONCE = 2 * 64**3
+"""Voxels that go through a network together on a CPU. More do not stay in its caches: two crops of
+64 cubed at a time took the least time of all (``docs/performance.md``)."""
+
 
 def pooled(
     encode: Callable[[Volumes], list[Level]],
@@ -23,15 +27,23 @@ def pooled(
         encode: Gives the pyramid of a batch of crops.
         crops: Batches of crops; those of one size go through together.
         levels: Which levels of the pyramid are joined.
-        at_once: Crops that go through together at most; ``None`` is all.
+        at_once: Crops that go through together at most; ``None`` is all, or on a CPU as many as
+            have half a million voxels. No backbone mixes the crops of a batch, so that results do
+            not depend on it.
 
     Returns:
         One row per crop, in the order they came.
     """
     alike = len({batch.shape[1:] for batch in crops}) == 1
     batches = [torch.cat(list(crops))] if alike else crops
-    pieces = [piece for batch in batches for piece in batch.split(at_once or len(batch))]
+    pieces = [piece for batch in batches for piece in batch.split(at_once or _at_once(batch))]
     return torch.cat([level_means(encode(piece), levels) for piece in pieces])
+
+
+def _at_once(crops: Volumes) -> int:
+    if crops.device.type != "cpu":
+        return len(crops)
+    return max(1, _VOXELS_AT_ONCE // crops[0, 0].numel())
 
 
 def level_means(pyramid: list[Level], levels: Sequence[int]) -> Float[Tensor, "n e"]:

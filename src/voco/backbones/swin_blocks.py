@@ -105,40 +105,70 @@ def _attended(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401
     if shifted:
         now = now.roll([-by for by in shift], dims=(1, 2, 3))
     windows = swin_unetr.window_partition(now, window)
-    windows = _attention(block.attn, windows, _kinds(padded, window, shift) if shifted else ())
+    if shifted:
+        windows = _shifted_attention(block.attn, windows, _kinds(padded, window, shift))
+    else:
+        (windows,) = _attention(block.attn, windows, (len(windows),), (None,))
     now = swin_unetr.window_reverse(windows, window, [len(tokens), *padded])
     if shifted:
         now = now.roll(shift, dims=(1, 2, 3))
     return now[:, : sides[0], : sides[1], : sides[2]]
 
 
-def _attention(
+def _shifted_attention(
     attention: Any,  # noqa: ANN401 (MONAI's WindowAttention)
     windows: Float[Tensor, "w n e"],
     kinds: tuple[Masked, ...],
 ) -> Float[Tensor, "w n e"]:
-    heads, (_, tokens, _) = attention.num_heads, windows.shape
-    parts = rearrange(attention.qkv(windows), "w n (t h d) -> t w h n d", t=3, h=heads)
+    """Attention where some windows have a mask.
+
+    Windows of one kind share their mask, which is then a part of the bias: eight small sums in
+    place of one for every window.
+    """
+    order = torch.cat([kind.windows for kind in kinds])
+    back = order.argsort()
+    order, back = order.to(windows.device), back.to(windows.device)
+    sorted_ = _Reordered.apply(rearrange(windows, "(b w) n e -> w b n e", w=len(order)), order, back)
+    volumes = sorted_.shape[1]
+    counts = tuple(len(kind.windows) * volumes for kind in kinds)
+    masks = tuple(kind.mask for kind in kinds)
+    parts = _attention(attention, sorted_.flatten(0, 1), counts, masks)
+    joined = torch.cat(parts).unflatten(0, (-1, volumes))
+    return rearrange(_Reordered.apply(joined, back, order), "w b n e -> (b w) n e")
+
+
+def _attention(
+    attention: Any,  # noqa: ANN401 (MONAI's WindowAttention)
+    windows: Float[Tensor, "w n e"],
+    counts: tuple[int, ...],
+    masks: tuple[Tensor | None, ...],
+) -> list[Float[Tensor, "_ n e"]]:
+    """Attention within windows, of which so many have one mask, so many the next."""
+    heads, tokens = attention.num_heads, windows.shape[1]
     index = attention.relative_position_index[:tokens, :tokens].reshape(-1)
-    bias = attention.relative_position_bias_table[index].view(tokens, tokens, heads)
-    bias = bias.permute(2, 0, 1).contiguous()
-    if not kinds:
-        out = window_attention(parts[0], parts[1], parts[2], bias)
-    else:
-        # Windows of one kind share their mask, which is then part of the bias: eight small sums
-        # in place of one for every window.
-        order = torch.cat([kind.windows for kind in kinds])
-        parts = rearrange(parts, "t (b w) h n d -> t w b h n d", w=len(order))
-        outs = []
-        for kind in kinds:
-            chosen = parts[:, kind.windows.to(parts.device)]
-            queries, keys, values = (part.flatten(0, 1) for part in chosen)
-            masked = bias + kind.mask.to(bias.device)
-            out = window_attention(queries, keys, values, masked)
-            outs.append(out.unflatten(0, (len(kind.windows), -1)))
-        out = torch.cat(outs)[order.argsort().to(parts.device)]
-        out = rearrange(out, "w b h n d -> (b w) h n d")
-    return attention.proj_drop(attention.proj(rearrange(out, "w h n d -> w n (h d)")))
+    bias = F.embedding(index, attention.relative_position_bias_table)
+    bias = rearrange(bias, "(n m) h -> h n m", n=tokens).contiguous()
+    outs = []
+    for part, mask in zip(attention.qkv(windows).split(counts), masks, strict=True):
+        queries, keys, values = rearrange(part, "w n (t h d) -> t w h n d", t=3, h=heads).unbind()
+        masked = bias if mask is None else bias + mask.to(bias.device)
+        out = window_attention(queries, keys, values, masked)
+        out = attention.proj(rearrange(out, "w h n d -> w n (h d)"))
+        outs.append(attention.proj_drop(out))
+    return outs
+
+
+class _Reordered(torch.autograd.Function):
+    """Rows in another order; torch's own indexing adds gradients up one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, back: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.back = back
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        return gradient.index_select(0, ctx.back), None, None
 
 
 @lru_cache(maxsize=64)

@@ -48,11 +48,15 @@ class PlainEmbedder(nn.Module):
             nn.Linear(hidden, width),
         )
 
-    def forward(self, crops: Tensor) -> Tensor:
-        """One row per crop."""
+    def pool(self, crops: Tensor) -> Tensor:
+        """Averages of the maps: one row per crop."""
         maps = self._pyramid(crops)
         pooled = [F.adaptive_avg_pool3d(maps[level], 1).flatten(1) for level in self.levels]
-        return self.projector(torch.cat(pooled, dim=1))
+        return torch.cat(pooled, dim=1)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """One row per crop."""
+        return self.projector(self.pool(crops))
 
 
 class PlainVoCo(nn.Module):

@@ -5,6 +5,7 @@ two alternate, and every ratio is that of neighbours in time.
 """
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -20,8 +21,11 @@ from safetensors.torch import load_file
 
 from voco.bench.limits import Rates, need, rates
 from voco.bench.step_case import StepCase
-from voco.bench.step_path import Ours, Plain, our_batch, our_task, plain_batch, plain_module, prepare
+from voco.bench.plain_step import PlainSegmentation, PlainVoCo
+from voco.bench.step_path import our_task, plain_module, prepare
 from voco.errors import VocoError
+from voco.nn.pooling import crops_at_once
+from voco.tasks.segmentation import Segmentation
 
 PARTS = ("forward", "backward", "step")
 """What ratios are given of; the step is all three parts."""
@@ -62,7 +66,7 @@ def measure_case(case: StepCase, repeats: int) -> dict[str, Any]:
                 break
             pairs.append((_process(folder, "plain"), _process(folder, "ours")))
         differences = _differences(folder, *pairs[0], exact=case.precision == "float32")
-    return {**_row(case, pairs), **differences, "needs": _needs(case)}
+    return {**_row(case, pairs), **differences, "needs": needs(case)}
 
 
 def _process(folder: Path, which: str) -> dict[str, Any]:
@@ -155,24 +159,31 @@ def compared(
     return found
 
 
-def _needs(case: StepCase) -> dict[str, dict[str, int]]:
-    """Arithmetic and traffic of forward and backward on both paths, on tensors without storage."""
-    task = our_task(case)
-    batch = our_batch(case, task)
-    plain = [_meta(part) for part in plain_batch(batch, task)]
-    sides = {
-        "plain": Plain(plain_module(case).to("meta"), tuple(plain), _on_meta(case)),
-        "ours": Ours(task.to("meta"), _meta(batch), _on_meta(case)),
-    }
-    return {name: asdict(need(lambda side=side: side.forward().backward())) for name, side in sides.items()}
+def needs(case: StepCase) -> dict[str, dict[str, int]]:
+    """Arithmetic and traffic of the networks' passes on both paths, on tensors without storage.
+
+    Forward and backward, and the teacher's forward pass; not the loss and the optimizer, which
+    need next to no arithmetic.
+    """
+    count = case.volumes
+    if case.classes is None:
+        count *= case.queries + math.prod(case.grid)
+    crops = torch.empty(count, 1, *(case.side,) * 3, device="meta")
+    sides = {"plain": plain_module(case).to("meta"), "ours": our_task(case).to("meta")}
+    return {name: asdict(need(lambda m=module: _passes(m, crops))) for name, module in sides.items()}
 
 
-def _on_meta(case: StepCase) -> StepCase:
-    return StepCase(**{**vars(case), "device": "meta", "compiled": False})
-
-
-def _meta(batch: Any) -> Any:  # noqa: ANN401 (a tensor, or a tuple of them)
-    return batch.to("meta") if isinstance(batch, torch.Tensor) else type(batch)(*map(_meta, batch))
+def _passes(module: Any, crops: torch.Tensor) -> None:  # noqa: ANN401 (either path's module)
+    if isinstance(module, PlainSegmentation | Segmentation):
+        network = module.network if isinstance(module, PlainSegmentation) else module.backbone
+        network(crops).sum().backward()
+        return
+    # Without storage there is no CPU whose caches call for pieces, so those are made here.
+    at_once = len(crops) if isinstance(module, PlainVoCo) else crops_at_once(crops)
+    for piece in crops.split(at_once):
+        with torch.no_grad():
+            module.teacher.pool(piece)
+        module.student.pool(piece).sum().backward()
 
 
 def page(results: dict[str, Any]) -> list[str]:

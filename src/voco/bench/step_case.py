@@ -28,7 +28,7 @@ class StepCase:
         side: Voxels along each side of a crop.
         classes: Of a segmentation; ``None`` pre-trains.
         seconds: How long repeating may go on.
-        device: Where; ``meta`` only counts.
+        device: Where.
         precision: Of the network, on both paths; losses are float32 always.
         compiled: Whether ours goes through ``torch.compile``.
     """
@@ -41,7 +41,7 @@ class StepCase:
     side: int = 64
     classes: int | None = None
     seconds: float = 30.0
-    device: Device | Literal["meta"] = "cpu"
+    device: Device = "cpu"
     precision: Literal["float32", "bf16-mixed"] = "float32"
     compiled: bool = False
 

@@ -188,7 +188,8 @@ def load_plain(case: StepCase, folder: Path) -> Plain:
     weights = load_file(folder / "weights")
     for name, tensor in module.named_parameters():
         tensor.data.copy_(weights[name])
-    tensors = [tensor.to(case.device) for tensor in load_file(folder / "batch").values()]
+    read = load_file(folder / "batch")
+    tensors = [read[str(number)].to(case.device) for number in range(len(read))]
     batch = (PlainViews(*tensors),) if case.classes is None else tuple(tensors)
     return Plain(module, batch, case)
 

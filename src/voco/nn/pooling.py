@@ -36,13 +36,17 @@ def pooled(
     """
     alike = len({batch.shape[1:] for batch in crops}) == 1
     batches = [torch.cat(list(crops))] if alike else crops
-    pieces = [piece for batch in batches for piece in batch.split(at_once or _at_once(batch))]
+    on_cpu = crops[0].device.type == "cpu"
+    pieces = [
+        piece
+        for batch in batches
+        for piece in batch.split(at_once or (crops_at_once(batch) if on_cpu else len(batch)))
+    ]
     return torch.cat([level_means(encode(piece), levels) for piece in pieces])
 
 
-def _at_once(crops: Volumes) -> int:
-    if crops.device.type != "cpu":
-        return len(crops)
+def crops_at_once(crops: Volumes) -> int:
+    """How many crops of their size go through a network together on a CPU."""
     return max(1, _VOXELS_AT_ONCE // crops[0, 0].numel())
 
 

@@ -493,8 +493,8 @@ WAITS = {
 class OnCpu(torch.Generator):
     """The meta device has no generators."""
 
-    def __new__(cls, device: Any = "cpu") -> torch.Generator:
-        return torch.Generator.__new__(cls, "cpu")
+    def __new__(cls, *_):
+        return super().__new__(cls, "cpu")
 
 
 def waits(name: str, index: int) -> bool:
@@ -512,7 +512,8 @@ def waits(name: str, index: int) -> bool:
         method.after_backward(step)
         method.after_step(step)
     except (RuntimeError, NotImplementedError) as error:
-        assert "meta" in str(error).lower(), error
+        if "meta" not in str(error).lower():
+            raise
         return True
     return False
 

@@ -31,7 +31,7 @@ def test_tokens_that_a_mask_parts_do_not_see_each_other():
     bias[:, :4, 4:] = -100
     out = window_attention(queries, keys, values, bias)
     at_values = torch.autograd.grad(out[:, :, :4].sum(), values)[0]
-    assert at_values[:, :, 4:].abs().max() < 1e-30
+    assert at_values[:, :, 4:].abs().max() < 1e-20
     assert at_values[:, :, :4].abs().min() > 1e-6
 
 

@@ -128,7 +128,9 @@ def _shifted_attention(
     order = torch.cat([kind.windows for kind in kinds])
     back = order.argsort()
     order, back = order.to(windows.device), back.to(windows.device)
-    sorted_ = _Reordered.apply(rearrange(windows, "(b w) n e -> w b n e", w=len(order)), order, back)
+    sorted_ = _Reordered.apply(
+        rearrange(windows, "(b w) n e -> w b n e", w=len(order)), order, back
+    )
     volumes = sorted_.shape[1]
     counts = tuple(len(kind.windows) * volumes for kind in kinds)
     masks = tuple(kind.mask for kind in kinds)

@@ -81,7 +81,7 @@ def need(work: Callable[[], Any]) -> Need:
     return Need(counter.get_total_flops(), traffic.touched, traffic.operators)
 
 
-def _attention_flops(query: Any, key: Any, *rest: Any, **named: Any) -> int:  # noqa: ANN401
+def _attention_flops(query: Any, key: Any, *_: Any, **__: Any) -> int:  # noqa: ANN401
     """Two products for each window and head; arguments are shapes."""
     batch, heads, rows, width = query
     return 2 * 2 * batch * heads * rows * key[-2] * width

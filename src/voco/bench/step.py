@@ -20,11 +20,10 @@ import torch
 from safetensors.torch import load_file
 
 from voco.bench.limits import Rates, need, rates
+from voco.bench.plain_step import PlainSegmentation
 from voco.bench.step_case import StepCase
-from voco.bench.plain_step import PlainSegmentation, PlainVoCo
 from voco.bench.step_path import our_task, plain_module, prepare
 from voco.errors import VocoError
-from voco.nn.pooling import crops_at_once
 from voco.tasks.segmentation import Segmentation
 
 PARTS = ("forward", "backward", "step")
@@ -170,7 +169,9 @@ def needs(case: StepCase) -> dict[str, dict[str, int]]:
         count *= case.queries + math.prod(case.grid)
     crops = torch.empty(count, 1, *(case.side,) * 3, device="meta")
     sides = {"plain": plain_module(case).to("meta"), "ours": our_task(case).to("meta")}
-    return {name: asdict(need(lambda m=module: _passes(m, crops))) for name, module in sides.items()}
+    return {
+        name: asdict(need(lambda m=module: _passes(m, crops))) for name, module in sides.items()
+    }
 
 
 def _passes(module: Any, crops: torch.Tensor) -> None:  # noqa: ANN401 (either path's module)
@@ -178,12 +179,9 @@ def _passes(module: Any, crops: torch.Tensor) -> None:  # noqa: ANN401 (either p
         network = module.network if isinstance(module, PlainSegmentation) else module.backbone
         network(crops).sum().backward()
         return
-    # Without storage there is no CPU whose caches call for pieces, so those are made here.
-    at_once = len(crops) if isinstance(module, PlainVoCo) else crops_at_once(crops)
-    for piece in crops.split(at_once):
-        with torch.no_grad():
-            module.teacher.pool(piece)
-        module.student.pool(piece).sum().backward()
+    with torch.no_grad():
+        module.teacher.pool(crops)
+    module.student.pool(crops).sum().backward()
 
 
 def page(results: dict[str, Any]) -> list[str]:
@@ -195,14 +193,17 @@ def page(results: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
         *map(_ratio_line, results["rows"]),
         "",
-        f"Measured on this machine just before: convolution {machine.convolution / 1e9:.0f} GFLOP/s, "
+        "Measured on this machine just before: "
+        f"convolution {machine.convolution / 1e9:.0f} GFLOP/s, "
         f"matrix product {machine.product / 1e9:.0f} GFLOP/s, copy {machine.copy / 1e9:.1f} GB/s.",
         "",
         "| step | path | TFLOP | GB touched | operators | at the convolution's rate, s | at the "
         "copy's rate, s | took, s | of the arithmetic limit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [_need_line(row, side, machine) for row in results["rows"] for side in ("plain", "ours")]
+    lines += [
+        _need_line(row, side, machine) for row in results["rows"] for side in ("plain", "ours")
+    ]
     return lines
 
 
@@ -221,10 +222,10 @@ def _ratio_line(row: dict[str, Any]) -> str:
 
 
 def _need_line(row: dict[str, Any], side: str, machine: Rates) -> str:
-    needs = row["needs"][side]
-    least, took = needs["flops"] / machine.convolution, row["step"][side]
+    needs, took = row["needs"][side], row["step"][side]
+    least, moving = needs["flops"] / machine.convolution, needs["touched"] / machine.copy
     return (
         f"| `{row['name']}` | {side} | {needs['flops'] / 1e12:.2f} | {needs['touched'] / 1e9:.0f} "
-        f"| {needs['operators']} | {least:.2f} | {needs['touched'] / machine.copy:.2f} | {took:.2f} "
+        f"| {needs['operators']} | {least:.2f} | {moving:.2f} | {took:.2f} "
         f"| {least / took:.0%} |"
     )

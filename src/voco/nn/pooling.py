@@ -10,8 +10,8 @@ from torch import Tensor
 from voco.shapes import Level, Shape3, Volumes
 
 _VOXELS_AT_ONCE = 2 * 64**3
-"""Voxels that go through a network together on a CPU. More do not stay in its caches: two crops of
-64 cubed at a time took the least time of all (``docs/performance.md``)."""
+"""Least voxels that go through a network together on a CPU: two crops of 64 cubed. More do not stay
+in its caches (``docs/performance.md``)."""
 
 
 def pooled(
@@ -36,18 +36,23 @@ def pooled(
     """
     alike = len({batch.shape[1:] for batch in crops}) == 1
     batches = [torch.cat(list(crops))] if alike else crops
-    on_cpu = crops[0].device.type == "cpu"
     pieces = [
         piece
         for batch in batches
-        for piece in batch.split(at_once or (crops_at_once(batch) if on_cpu else len(batch)))
+        for piece in (batch.split(at_once) if at_once else split_for_caches(batch))
     ]
     return torch.cat([level_means(encode(piece), levels) for piece in pieces])
 
 
-def crops_at_once(crops: Volumes) -> int:
-    """How many crops of their size go through a network together on a CPU."""
-    return max(1, _VOXELS_AT_ONCE // crops[0, 0].numel())
+def split_for_caches(crops: Volumes) -> Sequence[Volumes]:
+    """Crops in pieces that a CPU's caches hold, none of them a remainder; all of them elsewhere.
+
+    A remainder of one crop would be slow: torch has no fast convolution for small batches of one.
+    """
+    if crops.device.type == "cuda":
+        return [crops]
+    at_once = max(1, _VOXELS_AT_ONCE // crops[0, 0].numel())
+    return crops.tensor_split(max(1, len(crops) // at_once))
 
 
 def level_means(pyramid: list[Level], levels: Sequence[int]) -> Float[Tensor, "n e"]:

@@ -15,6 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_NOTHING = -60.0
+"""Logarithm of a weight that adds nothing to a sum of float64 numbers near 1. Smaller weights are
+computed as this one, since a processor takes many times longer over numbers next to zero."""
+
 
 def window_attention(
     queries: Float[Tensor, "w h n d"],
@@ -46,28 +50,29 @@ class _WindowAttention(torch.autograd.Function):
         values: Tensor,
         bias: Tensor,
     ) -> Tensor:
-        out, logs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             queries, keys, values, attn_mask=bias[None]
         )
-        ctx.save_for_backward(queries, keys, values, bias, out, logs)
+        ctx.save_for_backward(queries, keys, values, bias, out, sums)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
-        queries, keys, values, bias, out, logs = ctx.saved_tensors
+        queries, keys, values, bias, out, sums = ctx.saved_tensors
         scale = queries.shape[-1] ** -0.5
         shift = (gradient * out).sum(dim=-1, keepdim=True)
         # Two subtractions ride along in the products, as one more column of each factor.
         ones = torch.ones_like(shift)
         keys_1, values_1 = torch.cat([keys, ones], dim=-1), torch.cat([values, ones], dim=-1)
         queries = queries * scale
-        queries_1 = torch.cat([queries, -logs.view_as(shift)], dim=-1)
+        queries_1 = torch.cat([queries, -sums.view_as(shift)], dim=-1)
         gradient_1 = torch.cat([gradient, -shift], dim=-1)
         at_queries, at_keys, at_values = (torch.empty_like(part) for part in (queries, keys, out))
         at_bias = torch.zeros_like(bias)
         for window in range(len(queries)):
-            weights = (queries_1[window] @ keys_1[window].mT).add_(bias).exp_()
+            logs = (queries_1[window] @ keys_1[window].mT).add_(bias)
+            weights = logs.clamp_(min=_NOTHING).exp_()
             at_values[window] = weights.mT @ gradient[window]
             at_logits = (gradient_1[window] @ values_1[window].mT).mul_(weights)
             at_queries[window] = at_logits @ keys[window]

@@ -478,15 +478,7 @@ def test_two_processes_compute_what_one_would_of_the_whole_batch(name, index, tw
         torch.testing.assert_close(mean, value, atol=1e-8, rtol=1e-5)
 
 
-WAITS = {
-    "modelsgenesis": "shuffles the voxels of boxes whose number the device knows",
-    "gvsl": "shuffles as Models Genesis does",
-    "pcrl": "shuffles as Models Genesis does",
-    "swinunetr": "paints boxes whose voxels the device counts",
-    "rubik": "turns slabs by numbers that are on the device",
-    "swinmm": "turns answers back by numbers that are on the device (mutual: across)",
-    "s3d": "searches for the blocks that are seen, once per step",
-}
+WAITS = {"s3d": "searches for the blocks that are seen, once per step"}
 """Methods whose steps wait for the device, and for what."""
 
 

@@ -66,8 +66,14 @@ class StepCase:
 
 _SWIN = {"name": "swin_unetr", "feature_size": 48, "use_v2": True}
 
-YARDSTICK = StepCase(name="yardstick", backbone=_SWIN, grid=(4, 4, 1), queries=2, seconds=240.0)
-"""What the targets are stated for."""
+YARDSTICK = StepCase(
+    name="yardstick",
+    backbone={**_SWIN, "use_checkpoint": True},
+    grid=(4, 4, 1),
+    queries=2,
+    seconds=240.0,
+)
+"""What the targets are stated for; activations are recomputed, since memory is one of them."""
 
 FULL = (
     YARDSTICK,

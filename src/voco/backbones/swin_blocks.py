@@ -169,8 +169,8 @@ class _Reordered(torch.autograd.Function):
         return rows.index_select(0, order)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        return gradient.index_select(0, ctx.back), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        return gradients[0].index_select(0, ctx.back), None, None
 
 
 @lru_cache(maxsize=64)

@@ -81,14 +81,14 @@ class PlainVoCo(nn.Module):
         student = self.student(crops)
         with torch.no_grad():
             teacher = self.teacher(crops)
-        parts = [
-            rows.unflatten(0, batch.shape[:2])
-            for both in (student, teacher)
-            for rows, batch in zip(
-                (both[:count], both[count:]), (views.queries, views.bases), strict=True
-            )
-        ]
-        return plain_loss(*parts, views.overlap)
+        random, bases = views.queries.shape[:2], views.bases.shape[:2]
+        return plain_loss(
+            student[:count].unflatten(0, random),
+            student[count:].unflatten(0, bases),
+            teacher[:count].unflatten(0, random),
+            teacher[count:].unflatten(0, bases),
+            views.overlap,
+        )
 
 
 class PlainSegmentation(nn.Module):

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from voco.backbone import Backbone
 from voco.bench.plain_step import (
     PlainEmbedder,
     PlainSegmentation,
@@ -61,7 +62,8 @@ class Ours(Way):
     """What ``voco pretrain`` and ``voco finetune`` do."""
 
     def __init__(self, task: Task[Any], batch: Any, case: StepCase) -> None:  # noqa: ANN401
-        self.module, self._batch = task.to(case.device), batch
+        self.module = self._task = task.to(case.device)
+        self._batch = batch
         self.optimizer = build_optimizer(OptimizerConfig(lr=_LR), task)
         self._step = Step(0, 1, Draws(0, 0))
         if case.compiled:
@@ -76,7 +78,7 @@ class Ours(Way):
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.module.before_step(self._step)
+        self._task.before_step(self._step)
 
     def warm(self) -> None:
         """A whole step: memory is taken once."""
@@ -116,8 +118,8 @@ class Plain(Way):
 def compile_backbone(task: nn.Module) -> None:
     """Let every pass through a backbone go through ``torch.compile``, of fixed shapes."""
     for module in task.modules():
-        if hasattr(module, "backbone") and hasattr(module.backbone, "encode"):
-            module.backbone.encode = torch.compile(module.backbone.encode, dynamic=False)
+        if isinstance(module, Backbone):
+            module.__dict__["encode"] = torch.compile(module.encode, dynamic=False)
 
 
 def our_task(case: StepCase) -> Task[Any]:
@@ -127,7 +129,10 @@ def our_task(case: StepCase) -> Task[Any]:
     if case.classes is None:
         return case.method_config().build(backbone)
     config = SegmentationConfig(
-        roi=(case.side,) * 3, flip_probability=0, scale_probability=0, shift_probability=0
+        roi=(case.side, case.side, case.side),
+        flip_probability=0,
+        scale_probability=0,
+        shift_probability=0,
     )
     return Segmentation(config, backbone)
 

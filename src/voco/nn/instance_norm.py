@@ -58,8 +58,8 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        return _norm_gradient(gradient, *ctx.saved_tensors), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        return _norm_gradient(gradients[0], *ctx.saved_tensors), None
 
 
 class _NormAct(torch.autograd.Function):
@@ -81,9 +81,9 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         out, scale, residual = ctx.saved_tensors
-        inner = torch.ops.aten.leaky_relu_backward(gradient, out, ctx.slope, True)  # noqa: FBT003
+        inner = torch.ops.aten.leaky_relu_backward(gradients[0], out, ctx.slope, True)  # noqa: FBT003
         normed = F.leaky_relu(out, 1 / ctx.slope)
         if residual is None:
             return _norm_gradient(inner, normed, scale), None, None, None

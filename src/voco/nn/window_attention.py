@@ -58,7 +58,8 @@ class _WindowAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        (gradient,) = gradients
         queries, keys, values, bias, out, sums = ctx.saved_tensors
         scale = queries.shape[-1] ** -0.5
         shift = (gradient * out).sum(dim=-1, keepdim=True)

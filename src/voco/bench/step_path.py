@@ -119,7 +119,7 @@ def compile_backbone(task: nn.Module) -> None:
     """Let every pass through a backbone go through ``torch.compile``, of fixed shapes."""
     for module in task.modules():
         if isinstance(module, Backbone):
-            module.__dict__["encode"] = torch.compile(module.encode, dynamic=False)
+            vars(module)["encode"] = torch.compile(module.encode, dynamic=False)
 
 
 def our_task(case: StepCase) -> Task[Any]:

@@ -58,7 +58,10 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        *gradients: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         return _norm_gradient(gradients[0], *ctx.saved_tensors), None
 
 
@@ -81,7 +84,10 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        *gradients: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         out, scale, residual = ctx.saved_tensors
         inner = torch.ops.aten.leaky_relu_backward(gradients[0], out, ctx.slope, True)  # noqa: FBT003
         normed = F.leaky_relu(out, 1 / ctx.slope)

@@ -893,17 +893,40 @@ def _demo(words: Words) -> int:
 
 
 def _bench(words: Words) -> int:
-    def bench(names: Positional[tuple[str, ...]] = (), *, out: Path, repeats: int = 5) -> int:
+    def bench(
+        names: Positional[tuple[str, ...]] = (),
+        *,
+        out: Path,
+        repeats: int = 5,
+        against: Path | None = None,
+        small: bool = False,
+        device: Literal["cpu", "cuda"] = "cpu",
+        compiled: bool = False,
+    ) -> int:
         """Measure speed and memory as ratios against plain reference paths.
 
         Args:
             names: Subjects; all if none is named.
             out: Folder for the tables.
             repeats: Alternations of the two paths.
+            against: The performance.json of an earlier run; its ratios are set beside these.
+            small: Take training steps of small networks, which need seconds.
+            device: Where training steps are taken.
+            compiled: Whether our training steps go through torch.compile.
         """
         from voco.bench.run import bench as run
 
-        print(run(names, out, repeats=repeats))
+        print(
+            run(
+                names,
+                out,
+                repeats=repeats,
+                against=against,
+                small=small,
+                device=device,
+                compiled=compiled,
+            )
+        )
         return DONE
 
     return _call(bench, words, "bench")

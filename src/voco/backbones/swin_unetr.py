@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from voco.backbone import BackboneConfig, MaskedBackbone
+from voco.backbones.swin_blocks import basic_block, stages, up_block
 from voco.nn.masking import replaced
 from voco.shapes import Level, Volumes
 
@@ -125,15 +126,16 @@ class SwinUNETR(MaskedBackbone):
 
     def encode(self, volumes: Volumes) -> list[Level]:
         """Features of the six levels."""
-        net = self.network
-        hidden = net.swinViT(volumes, net.normalize)
+        net, vit = self.network, self.network.swinViT
+        maps = stages(vit, vit.pos_drop(vit.patch_embed(volumes)))
+        hidden = [vit.proj_out(each, net.normalize) for each in maps]
         return [
-            net.encoder1(volumes),
-            net.encoder2(hidden[0]),
-            net.encoder3(hidden[1]),
-            net.encoder4(hidden[2]),
+            basic_block(net.encoder1, volumes),
+            basic_block(net.encoder2, hidden[0]),
+            basic_block(net.encoder3, hidden[1]),
+            basic_block(net.encoder4, hidden[2]),
             hidden[3],
-            net.encoder10(hidden[4]),
+            basic_block(net.encoder10, hidden[4]),
         ]
 
     @property
@@ -149,10 +151,10 @@ class SwinUNETR(MaskedBackbone):
         """Features at 16, 8, 4, 2 and 1 voxels."""
         net = self.network
         ups = (net.decoder5, net.decoder4, net.decoder3, net.decoder2, net.decoder1)
-        stages = [pyramid[5]]
+        decoded = [pyramid[5]]
         for up, skip in zip(ups, reversed(pyramid[:5]), strict=True):
-            stages.append(up(stages[-1], skip))
-        return stages[1:]
+            decoded.append(up_block(up, decoded[-1], skip))
+        return decoded[1:]
 
     def head(self, features: Level) -> Level:
         """A 1x1x1 convolution."""
@@ -167,8 +169,4 @@ class SwinUNETR(MaskedBackbone):
         """The Swin transformer's last map, at 32 voxels, as the block ``encoder10`` gets it."""
         vit = self.network.swinViT
         features = vit.pos_drop(replaced(vit.patch_embed(volumes), hidden, mask_token))
-        for stage in ("layers1", "layers2", "layers3", "layers4"):
-            if vit.use_v2:
-                features = getattr(vit, f"{stage}c")[0](features.contiguous())
-            features = getattr(vit, stage)[0](features.contiguous())
-        return vit.proj_out(features, self.network.normalize)
+        return vit.proj_out(stages(vit, features)[-1], self.network.normalize)

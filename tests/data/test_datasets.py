@@ -223,7 +223,7 @@ def test_what_is_no_whole_case_is_refused_by_name_and_the_rest_is_taken(tmp_path
     found = laid("brats-2021", touch(tmp_path, *files))
     assert [source.id for source in found.sources] == ["BraTS2021_00000"]
     assert found.sources[0].channels == ("FLAIR", "T1ce", "T1", "T2")
-    reasons = [reason for _, reason in found.refused]
+    reasons = [item.reason for item in found.refused]
     assert any(reason.startswith("no channel T1: BraTS2021_00001/") for reason in reasons)
     assert any(reason.startswith("no label: BraTS2021_00002/") for reason in reasons)
     assert "a label without an image" in reasons  # of the case without a channel
@@ -260,7 +260,7 @@ def test_slices_are_in_the_order_of_their_numbers(tmp_path):
 def test_a_class_that_is_not_known_is_refused(tmp_path):
     touch(tmp_path, "CP/5/50/1.png", "Flu/6/60/1.png")
     found = laid("cc-ccii", tmp_path)
-    assert [reason for _, reason in found.refused] == ["class 'Flu'; known are Normal, CP, NCP"]
+    assert [item.reason for item in found.refused] == ["class 'Flu'; known are Normal, CP, NCP"]
 
 
 # --- splits ---------------------------------------------------------------------------------------

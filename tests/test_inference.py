@@ -122,13 +122,6 @@ def test_winners_are_the_highest_logits():
     assert (winners(network, volume, windows) == logits.argmax(0).numpy()).all()
 
 
-def test_large_results_are_kept_in_half_precision(monkeypatch):
-    monkeypatch.setattr("voco.inference._EXACT_BYTES", 100)
-    logits = all_logits(lambda volumes: volumes * 1e6, torch.ones(1, 4, 4, 4), Windows((4, 4, 4)))
-    assert logits.dtype == torch.float16
-    assert bool(torch.isfinite(logits).all())
-
-
 def test_no_gradients_are_kept():
     network = nn.Conv3d(1, 2, 3, padding=1)
     logits = all_logits(network, torch.randn(1, 9, 8, 8), Windows((6, 6, 6)))

@@ -1,7 +1,7 @@
 """A network on a volume of any size: overlapping windows, blended, slab by slab.
 
 The windows are worked off along x, and the rows that no later window touches are given out at
-once. So what is held at a time is a slab as thick as a window, in float32, however long the
+once. So what is held at a time is one slab as thick as a window, in float32, however wide the
 volume and however many the classes.
 """
 
@@ -24,11 +24,6 @@ _SIGMA = 0.125
 
 _FAINTEST = 1e-3
 """Least weight of a voxel in its window, relative to the largest."""
-
-_EXACT_BYTES = 1 << 30
-"""Logits of a volume that take more memory than this in float32 are kept in float16."""
-
-_LARGEST_HALF = 6e4
 
 Network = Callable[[Volumes], Level]
 """Gives one channel per class at the size of its input."""
@@ -69,6 +64,9 @@ def sliding_window(
     A volume smaller than a window is padded on both sides with the smallest value of each
     channel, and the result cut back.
 
+    What is given out is a view of the slab that the next windows are added to: use it, or copy
+    it, before asking for more.
+
     Args:
         network: In evaluation mode, on the volume's device.
         volume: Intensities in the network's range.
@@ -99,17 +97,9 @@ def winners(
 def all_logits(
     network: Network, volume: Float[Tensor, "c x y z"], windows: Windows
 ) -> Float[Tensor, "k x y z"]:
-    """Logits of a volume on the CPU: float32, or float16 if they would take more than 1 GiB."""
-    made: Tensor | None = None
-    for where, logits in sliding_window(network, volume, windows):
-        if made is None:
-            shape = (len(logits), *volume.shape[1:])
-            large = 4 * int(np.prod(shape)) > _EXACT_BYTES
-            made = torch.empty(shape, dtype=torch.float16 if large else torch.float32)
-        made[:, where] = logits.clamp(-_LARGEST_HALF, _LARGEST_HALF).to(made.dtype).cpu()
-    if made is None:
-        raise ValueError(f"a volume of {tuple(volume.shape)} has no voxels.")
-    return made
+    """All logits of a volume, on its device: as much memory as the classes take in float32."""
+    parts = [logits.clone() for _, logits in sliding_window(network, volume, windows)]
+    return torch.cat(parts, dim=1)
 
 
 def windows_of(config: SegmentationConfig, *, flips: bool = False) -> Windows:
@@ -142,7 +132,7 @@ def mirrored(network: Network, volumes: Volumes, axes: tuple[int, ...]) -> Level
     for subset in subsets[1:]:
         dims = [axis + 2 for axis in subset]
         total = total + network(volumes.flip(dims)).float().flip(dims)
-    return total / len(subsets)
+    return total / len(subsets) if len(subsets) > 1 else total
 
 
 def starts(side: int, window: int, overlap: float) -> list[int]:
@@ -178,12 +168,13 @@ def _slabs(
                 norms = logits.new_zeros(roi[0], *volume.shape[2:])
             for (_, y, z), part in zip(here, logits, strict=True):
                 inside = _box((0, y, z), roi)
-                sums[(slice(None), *inside)] += part * weight
+                sums[(slice(None), *inside)].addcmul_(part, weight)
                 norms[inside] += weight
         end = xs[place + 1] if place + 1 < len(xs) else x + roi[0]
         done = end - x
-        yield slice(x, end), sums[:, :done] / norms[:done]
-        sums, norms = _moved(sums, 1, done), _moved(norms, 0, done)
+        yield slice(x, end), sums[:, :done].div_(norms[:done])
+        _drop(sums, 1, done)
+        _drop(norms, 0, done)
 
 
 def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -191,12 +182,13 @@ def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
 
 
-def _moved(buffer: Tensor, axis: int, by: int) -> Tensor:
-    """The buffer with its first rows dropped and zeros behind the others."""
-    rest = buffer.narrow(axis, by, buffer.shape[axis] - by)
-    fresh = torch.zeros_like(buffer)
-    fresh.narrow(axis, 0, rest.shape[axis]).copy_(rest)
-    return fresh
+def _drop(buffer: Tensor, axis: int, count: int) -> None:
+    """Move all rows to the front by so many, in place, and put zeros behind them."""
+    rest = buffer.shape[axis] - count
+    for start in range(0, rest, count):
+        few = min(count, rest - start)  # a copy must not read what it writes
+        buffer.narrow(axis, start, few).copy_(buffer.narrow(axis, start + count, few))
+    buffer.narrow(axis, rest, count).zero_()
 
 
 def _box(corner: tuple[int, int, int], roi: Shape3) -> tuple[slice, slice, slice]:

@@ -6,7 +6,7 @@ ours alternate, and the table shows the ratio of each pair: its median and its s
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,7 +34,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Timing:
-    """What came out: median seconds, and plain over ours (above 1: ours is faster)."""
+    """What came out: median seconds, and plain over ours (above 1: ours is faster).
+
+    The peak memory of each way is known where each had a process of its own; else it is 0.
+    """
 
     name: str
     what: str
@@ -45,6 +48,8 @@ class Timing:
     ratio_high: float
     repeats: int
     equal: str
+    plain_bytes: int = 0
+    ours_bytes: int = 0
 
     def row(self) -> dict[str, Any]:
         """For JSON."""
@@ -57,10 +62,21 @@ def measure(subject: Subject, repeats: int) -> Timing:
     pairs = [
         (_seconds(subject.plain), _seconds(subject.ours)) for _ in range(min(repeats, subject.most))
     ]
+    return summed_up(subject.name, subject.what, equal, pairs)
+
+
+def summed_up(
+    name: str,
+    what: str,
+    equal: str,
+    pairs: Sequence[tuple[float, float]],
+    peak_bytes: tuple[int, int] = (0, 0),
+) -> Timing:
+    """Medians, and the range of the ratios, of seconds of the plain way and ours."""
     ratios = sorted(plain / ours for plain, ours in pairs)
     return Timing(
-        name=subject.name,
-        what=subject.what,
+        name=name,
+        what=what,
         plain_seconds=statistics.median(plain for plain, _ in pairs),
         ours_seconds=statistics.median(ours for _, ours in pairs),
         ratio=statistics.median(ratios),
@@ -68,6 +84,8 @@ def measure(subject: Subject, repeats: int) -> Timing:
         ratio_high=ratios[-1],
         repeats=len(pairs),
         equal=equal,
+        plain_bytes=peak_bytes[0],
+        ours_bytes=peak_bytes[1],
     )
 
 

@@ -9,16 +9,27 @@ from typing import Any
 
 import torch
 
-from voco.bench import loss, step, views
+from voco.bench import loss, memory, metrics, predicting, preparing, sampling, step, views
 from voco.bench.against import against as beside
 from voco.bench.against import read_results
+from voco.bench.apart import Apart, measure_apart
 from voco.bench.data import Scans
 from voco.bench.harness import Subject, Timing, measure
 from voco.bench.step_case import Device, StepCase, cases
 from voco.data.store import write_atomically
 from voco.errors import UsageError
 
-SUBJECTS = ("store", "loss", "views", "step")
+SUBJECTS = (
+    "store",
+    "prepare",
+    "sample",
+    "memory",
+    "loss",
+    "views",
+    "step",
+    "predict",
+    "metrics",
+)
 """What can be measured."""
 
 
@@ -78,7 +89,20 @@ def _measured(
         subjects += loss.subjects()
     if "views" in names:
         subjects += views.subjects()
-    results["timings"] = [measure(subject, repeats).row() for subject in subjects]
+    if "sample" in names:
+        subjects += sampling.subjects(folder / "sample")
+    if "metrics" in names:
+        subjects += metrics.subjects()
+    apart: list[Apart] = []
+    if "prepare" in names:
+        apart.append(preparing.subject(folder / "prepare"))
+    if "predict" in names:
+        apart.append(predicting.subject(folder / "predict"))
+    timings = [measure(subject, repeats) for subject in subjects]
+    timings += [measure_apart(subject, repeats) for subject in apart]
+    results["timings"] = [timing.row() for timing in timings]
+    if "memory" in names:
+        results["memory"] = memory.rows(folder / "memory")
     if steps:
         results["step"] = step.measured(steps, repeats)
     return results
@@ -97,7 +121,13 @@ def _page(results: dict[str, Any]) -> str:
     lines = []
     if results["timings"]:
         lines += ["| what | plain, s | voco, s | ratio (range) | equal? |", "|---|---|---|---|---|"]
-        lines += [_timing_row(Timing(**row)) for row in results["timings"]]
+        timings = [Timing(**row) for row in results["timings"]]
+        lines += map(_timing_row, timings)
+        if held := [timing for timing in timings if timing.ours_bytes]:
+            lines += ["", "| peak memory of a process | plain, GB | voco, GB | ratio |"]
+            lines += ["|---|---|---|---|", *map(_bytes_row, held)]
+    if "memory" in results:
+        lines += ["", *memory.page(results["memory"])]
     if "store" in results:
         lines += ["", "| scan at 1.5 mm | voxels | bytes per voxel | float32 / store |"]
         lines += ["|---|---|---|---|", *map(_store_row, results["store"])]
@@ -112,6 +142,11 @@ def _timing_row(timing: Timing) -> str:
         f"| {timing.what} | {timing.plain_seconds:.3g} | {timing.ours_seconds:.3g} "
         f"| {timing.ratio:.1f} ({spread}) | {timing.equal} |"
     )
+
+
+def _bytes_row(timing: Timing) -> str:
+    plain, ours = timing.plain_bytes / 1e9, timing.ours_bytes / 1e9
+    return f"| {timing.name} | {plain:.2f} | {ours:.2f} | {plain / ours:.1f} |"
 
 
 def _store_row(row: dict[str, Any]) -> str:

@@ -72,7 +72,9 @@ def histogram(stored: Int16[np.ndarray, "x y z"]) -> Histogram:
     """Voxels of each stored value."""
     counts = np.zeros(_SPAN + 1, np.int64)
     for rows in stored:
-        counts += np.bincount(rows.ravel().astype(np.int32) - _LOW, minlength=_SPAN + 1)
+        places = rows.ravel().astype(np.intp)
+        places -= _LOW
+        counts += np.bincount(places, minlength=_SPAN + 1)
     return counts
 
 

@@ -156,5 +156,5 @@ def apply(
 ) -> Volumes:
     """Stored voxels to float32 volumes in the network's range; where the voxels are."""
     shape = (*gain.shape, 1, 1, 1)
-    volumes = stored.to(torch.float32) * gain.view(shape) + bias.view(shape)
-    return volumes.clamp_(low, high)
+    volumes = stored.to(torch.float32, copy=True)  # what follows works in place on the copy
+    return volumes.mul_(gain.view(shape)).add_(bias.view(shape)).clamp_(low, high)

@@ -1,22 +1,23 @@
 """Scans onto the store's grid, and results back onto the scan's: pure functions of arrays.
 
 Preparing a store and predicting a scan share :func:`prepare_volume`, so a network sees the same
-voxels in both. The way back (:func:`restore_labels`, :func:`restore_maps`) needs nothing but the
-two grids.
+voxels in both. The way back (:func:`restore_rows`, :func:`restore_labels`, :func:`restore_maps`)
+needs nothing but the two grids, and works on rows as they come out of a network.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int16, Integer, Shaped
+from jaxtyping import Float, Float32, Int16, Integer, Shaped
 from torch import Tensor
 
 from voco.data.encoding import Encoding, choose_encoding, describe, histogram
 from voco.data.foreground import Box, body_box, body_threshold
-from voco.data.resampling import Slab, resized, resized_labels, slabs, stretch, strongest
+from voco.data.resampling import Slab, resized, resized_labels, slabs, stretch, winners
 from voco.data.store import ChannelStatistics, Preprocessing
 from voco.geometry import Grid
 from voco.shapes import Shape3, Spacing
@@ -162,39 +163,72 @@ def count_classes(label: Integer[np.ndarray, "x y z"]) -> dict[int, int]:
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
-def restore_labels(
-    logits: Float[Tensor, "classes x y z"], grid: Grid, source: Grid
-) -> Integer[np.ndarray, "_ _ _"]:
-    """The winning class of each voxel of a scan, from logits on the prepared grid.
+class Restored(NamedTuple):
+    """A prediction on a scan's own grid, in its own order of axes."""
 
-    The logits are interpolated linearly, then compared: a slab and a class at a time, so memory
-    stays near the logits and the result. Where the prepared volume was cut away, class 0 is.
+    labels: Integer[np.ndarray, "x y z"]
+    """Number of the class with the highest score: uint8, or int16 for more than 256 classes."""
+    shares: Float32[np.ndarray, "classes x y z"] | None
+    """Probability of each class, where it was asked for."""
+
+
+def restore_rows(
+    parts: Iterable[tuple[slice, Float[Tensor, "classes _ y z"]]],
+    grid: Grid,
+    source: Grid,
+    *,
+    shares: bool = False,
+) -> Restored:
+    """The winning class of each voxel of a scan, from logits that come row by row.
+
+    The logits are interpolated linearly, then compared, as soon as the rows are there that a slab
+    of the result needs. So neither the logits nor what becomes of them is ever held for a whole
+    volume; only probabilities, if wanted. Where the prepared volume was cut
+    away, class 0 is, for certain.
 
     Args:
-        logits: Scores of each class; their order decides, so probabilities will do.
+        parts: Rows of the prepared grid (consecutive x, in rising order, without gaps) and the
+            scores of each class there. Their order decides, so probabilities will do. Each part
+            is used up before the next one is asked for.
         grid: Where they lie: :attr:`Prepared.grid`.
         source: Where the result shall lie: :attr:`Prepared.source_grid`.
-
-    Returns:
-        Class numbers in the scan's own order of axes; uint8, or int16 for more than 256 classes.
+        shares: Whether the softmax over the classes is brought back as well: interpolated
+            linearly itself, not made of interpolated logits.
 
     Raises:
         ValueError: If the prepared grid was not made from the source's.
     """
     way = _Way.between(grid, source)
-    made = np.zeros(way.new, np.uint8 if len(logits) <= 256 else np.int16)
-    for slab in slabs(way.old, way.new, widen=False):
-        scores = (way.rows(score[None], slab) for score in logits)
-        made[slab.made] = strongest(scores, slab).to(torch.int32).numpy()
+    labels: Integer[np.ndarray, "x y z"] = np.zeros(0, np.uint8)
+    maps: Float32[np.ndarray, "classes x y z"] | None = None
+    for slab, rows in _gathered(parts, way):
+        if not labels.size:
+            labels = np.zeros(way.new, np.uint8 if len(rows) <= 256 else np.int16)
+            maps = np.empty((len(rows), *way.new), np.float32) if shares else None
+        labels[slab.made] = winners(rows, slab).cpu().numpy()
+        if maps is not None:
+            for share, made in zip(rows.softmax(dim=0), maps, strict=True):
+                made[slab.made] = stretch(share[None], slab)[0].cpu().numpy()
     for axis, outside in enumerate(way.outside()):
-        made[(slice(None),) * axis + (outside,)] = 0
-    return from_ras(made, source)
+        cut = (slice(None),) * axis + (outside,)
+        labels[cut] = 0
+        if maps is not None:
+            maps[(slice(None), *cut)] = 0
+            maps[(0, *cut)] = 1
+    return Restored(from_ras(labels, source), None if maps is None else from_ras(maps, source))
+
+
+def restore_labels(
+    logits: Float[Tensor, "classes x y z"], grid: Grid, source: Grid
+) -> Integer[np.ndarray, "_ _ _"]:
+    """The winning class of each voxel of a scan: :func:`restore_rows` of all rows at once."""
+    return restore_rows([(slice(0, logits.shape[1]), logits)], grid, source).labels
 
 
 def restore_maps(
     maps: Float[Tensor, "c x y z"], grid: Grid, source: Grid, outside: float = 0.0
 ) -> Float[np.ndarray, "c _ _ _"]:
-    """Scores or probabilities of each voxel of a scan, from those on the prepared grid.
+    """Numbers at each voxel of a scan, from those on the prepared grid.
 
     Args:
         maps: What to bring back; interpolated linearly.
@@ -207,9 +241,9 @@ def restore_maps(
     """
     way = _Way.between(grid, source)
     made = np.empty((len(maps), *way.new), np.float32)
-    for slab in slabs(way.old, way.new, widen=False):
-        for score, result in zip(maps, made, strict=True):
-            result[slab.made] = stretch(way.rows(score[None], slab), slab)[0].numpy()
+    for slab, rows in _gathered([(slice(0, maps.shape[1]), maps)], way):
+        for values, result in zip(rows, made, strict=True):
+            result[slab.made] = stretch(values[None], slab)[0].numpy()
     for axis, beyond in enumerate(way.outside()):
         made[(slice(None),) * (axis + 1) + (beyond,)] = outside
     return from_ras(made, source)
@@ -243,16 +277,20 @@ class _Way:
         low, high = start.tolist(), stop.tolist()
         return _Way(whole.shape, upright.shape, tuple(low), tuple(high))
 
-    def rows(self, kept: Float[Tensor, "c x y z"], slab: Slab) -> Float[Tensor, "c _ _ _"]:
-        """The rows that a slab needs, what was cut away filled with its nearest neighbour."""
-        index = np.arange(slab.needed.start, slab.needed.stop) - self.start[0]
-        rows = kept[:, torch.from_numpy(index.clip(0, kept.shape[1] - 1))].float()
-        pads = (
-            self.start[2],
-            self.old[2] - self.stop[2],
-            self.start[1],
-            self.old[1] - self.stop[1],
-        )
+    def kept(self, slab: Slab) -> tuple[int, int]:
+        """The first row that a slab needs of those kept, and the one after the last."""
+        last = self.stop[0] - self.start[0] - 1
+        low, high = slab.needed.start - self.start[0], slab.needed.stop - 1 - self.start[0]
+        return min(max(low, 0), last), min(max(high, 0), last) + 1
+
+    def widened(self, rows: Float[Tensor, "c _ y z"], slab: Slab) -> Float[Tensor, "c _ _ _"]:
+        """All that a slab needs, what was cut away filled with its nearest neighbour."""
+        index = np.arange(slab.needed.start, slab.needed.stop) - self.start[0] - self.kept(slab)[0]
+        inside = index.clip(0, rows.shape[1] - 1)
+        if len(index) > rows.shape[1]:
+            rows = rows[:, torch.from_numpy(inside).to(rows.device)]
+        (_, y0, z0), (_, y1, z1) = self.start, self.stop
+        pads = (z0, self.old[2] - z1, y0, self.old[1] - y1)
         return F.pad(rows, pads, mode="replicate") if any(pads) else rows
 
     def outside(self) -> Iterator[Shaped[np.ndarray, "_"]]:
@@ -260,6 +298,34 @@ class _Way:
         for old, new, start, stop in zip(self.old, self.new, self.start, self.stop, strict=True):
             centre = (np.arange(new) + 0.5) * (old / new)
             yield (centre < start) | (centre > stop)
+
+
+def _gathered(
+    parts: Iterable[tuple[slice, Float[Tensor, "c _ y z"]]], way: _Way
+) -> Iterator[tuple[Slab, Float[Tensor, "c _ _ _"]]]:
+    """The slabs of the way back, each with what it needs as soon as that has come."""
+    waiting = slabs(way.old, way.new, widen=False)
+    slab = next(waiting, None)
+    held: list[tuple[int, Float[Tensor, "c _ y z"]]] = []
+    for where, rows in parts:
+        held.append((where.start, rows.float()))
+        while slab is not None and way.kept(slab)[1] <= where.stop:
+            yield slab, way.widened(_between(held, *way.kept(slab)), slab)
+            slab = next(waiting, None)
+        if slab is not None:
+            first = min(way.kept(slab)[0], where.stop)
+            held = [(first, _between(held, first, where.stop).clone())]
+    if slab is not None:
+        raise ValueError(f"rows are missing: {slab.made} needs {slab.needed}.")
+
+
+def _between(
+    held: Sequence[tuple[int, Float[Tensor, "c _ y z"]]], low: int, high: int
+) -> Float[Tensor, "c _ y z"]:
+    """Rows ``low`` to ``high`` of consecutive parts, each with the number of its first row."""
+    pieces = [rows[:, max(0, low - first) : max(0, high - first)] for first, rows in held]
+    some = [piece for piece in pieces if piece.shape[1]]
+    return torch.cat(some, dim=1) if len(some) > 1 else (some or pieces)[0]
 
 
 def _target(upright: Grid, spacing_mm: Spacing | None) -> Grid:
@@ -282,11 +348,9 @@ def _statistics(
 ) -> tuple[ChannelStatistics, ...]:
     (x0, y0, z0), (x1, y1, z1) = box or ((0, 0, 0), stored.shape[1:])
     body = stored[:, x0:x1, y0:y1, z0:z1]
-    rows = zip(stored, body, encodings, above, strict=True)
-    return tuple(
-        describe(histogram(channel), histogram(part), encoding, threshold)
-        for channel, part, encoding, threshold in rows
-    )
+    whole = [histogram(channel) for channel in stored]
+    part = whole if body.shape == stored.shape else [histogram(channel) for channel in body]
+    return tuple(map(describe, whole, part, encodings, above))
 
 
 def _cut(

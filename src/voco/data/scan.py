@@ -7,6 +7,7 @@ readable becomes a warning that a user reads; what would be wrong becomes a
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def hounsfield(volume: Volume, modality: str | None, name: str) -> Scan:
     values below -1024 are padding and become -1024. Each of these decisions is a warning.
 
     Args:
-        volume: The voxels.
+        volume: The voxels; taken over, so padding is set in this array itself.
         modality: What is stated, by a header or by the user; ``None`` for nothing.
         name: The file, for messages.
     """
@@ -145,8 +146,10 @@ def hounsfield(volume: Volume, modality: str | None, name: str) -> Scan:
             "modality unknown"
         )
     if modality == "CT" and low < LOWEST_HU:
-        padding = int(np.count_nonzero(array < LOWEST_HU))
-        array = np.maximum(array, np.asarray(LOWEST_HU, array.dtype))
+        padding = sum(int(np.count_nonzero(rows < LOWEST_HU)) for rows in _slices(array))
+        # In place where that is allowed: a scan need not be in memory twice.
+        place = array if array.flags.writeable else None
+        array = np.maximum(array, np.asarray(LOWEST_HU, array.dtype), out=place)
         volume = Volume(array, volume.grid)
         warnings.append(
             f"{padding} voxels from {low:g} to below {LOWEST_HU} HU (padding) set to {LOWEST_HU}"
@@ -258,12 +261,25 @@ def _check_finite(array: Shaped[np.ndarray, "c x y z"], name: str) -> None:
         )
 
 
+def _slices(array: Shaped[np.ndarray, "c x y z"]) -> Iterator[Shaped[np.ndarray, "_ _ _"]]:
+    """Slices across the axis along which memory runs slowest: few enough voxels for a cache."""
+    axis = int(np.argmax(np.abs(array.strides[1:]))) + 1
+    yield from np.moveaxis(array, axis, 0)
+
+
 def _ct_evidence(array: Shaped[np.ndarray, "c x y z"], low: float, high: float) -> str | None:
     if array.dtype.kind not in "iu" or low > AIR_HU or high > np.iinfo(np.int16).max:
         return None
-    air = float(np.count_nonzero(array <= AIR_HU)) / array.size
-    soft = float(np.count_nonzero((array >= _SOFT_HU[0]) & (array <= _SOFT_HU[1]))) / array.size
-    deep = float(np.count_nonzero((array < _DEEPEST_HU) & (array != low))) / array.size
+    counts = np.zeros(3, np.int64)
+    for rows in _slices(array):
+        counts += (
+            np.count_nonzero(rows <= AIR_HU),
+            np.count_nonzero(rows >= _SOFT_HU[0]) - np.count_nonzero(rows > _SOFT_HU[1]),
+            np.count_nonzero(rows < _DEEPEST_HU) - np.count_nonzero(rows == low)
+            if low < _DEEPEST_HU
+            else 0,
+        )
+    air, soft, deep = (counts / array.size).tolist()
     if air < _AIR_SHARE or soft < _SOFT_SHARE or deep > _DEEP_SHARE:
         return None
     return (

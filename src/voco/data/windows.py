@@ -114,7 +114,7 @@ class Windows(Dataset["Packed | VocoError"]):
         cases, stored = zip(*(self.cut(number) for number in numbers), strict=True)
         ramps = [self._intensity.ramp(case) for case in cases]
         return Packed(
-            torch.stack(stored),
+            stored[0][None] if len(stored) == 1 else torch.stack(stored),
             torch.tensor([ramp.gain for ramp in ramps], dtype=torch.float32),
             torch.tensor([ramp.bias for ramp in ramps], dtype=torch.float32),
             ramps[0].low,

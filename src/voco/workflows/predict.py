@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
-from torch import Tensor
+from jaxtyping import Integer
 
 from voco.backbone import Backbone
 from voco.data.dicomseg import check_highdicom, write_dicom_segmentation
@@ -20,13 +19,13 @@ from voco.data.intake import look_at
 from voco.data.labelnames import itksnap_labels
 from voco.data.listings import read_json
 from voco.data.patches import fitted, lowest
-from voco.data.preprocess import Prepared, restore_labels, restore_maps
+from voco.data.preprocess import Prepared, restore_rows
 from voco.data.source import Source
 from voco.data.store import write_atomically
+from voco.engine.allocator import keep_freed_pages
 from voco.errors import DataError, UsageError, VocoError, WeightsError
 from voco.evaluation.tables import SEEN, number_text, read_rows, write_rows
-from voco.geometry import Grid
-from voco.inference import all_logits, class_probabilities, windows_of
+from voco.inference import class_probabilities, sliding_window, windows_of
 from voco.progress import track
 from voco.scans import find_scans, prepare_scan, scaled
 from voco.tasks.classification import Classification
@@ -137,6 +136,8 @@ def predict(  # noqa: PLR0913 (one argument per option)
             asked for masks, or the package that writes them is not installed.
     """
     model = load_model(Path(run), device)
+    if model.device.type == "cpu":
+        keep_freed_pages()
     sources, failures = find_scans(
         [Path(scan) for scan in scans], "Predict them into different folders.", dataset
     )
@@ -255,11 +256,10 @@ def _segment(
     task = model.task
     assert isinstance(task, Segmentation)
     volume = scaled(ready.image, ready, model.handover, model.device)
-    logits = all_logits(task.backbone, volume, windows_of(task.config, flips=flips))
-    numbers = restore_labels(logits, ready.grid, ready.source_grid)
+    rows = sliding_window(task.backbone, volume, windows_of(task.config, flips=flips))
+    numbers, shares = restore_rows(rows, ready.grid, ready.source_grid, shares=maps)
     values = np.array(list(model.handover.classes))
-    if maps:
-        shares = _probabilities(logits, ready.grid, ready.source_grid)
+    if shares is not None:
         folder = out / "probabilities"
         folder.mkdir(exist_ok=True)
         write_image(Volume(shares, ready.source_grid), folder / f"{name}.nii.gz")
@@ -280,15 +280,6 @@ def _write_mask(
         elif source.stack is not None:
             network = handover.weights_sha256
             write_dicom_segmentation(mask, handover.classes, source.stack, file, network=network)
-
-
-def _probabilities(
-    logits: Float[Tensor, "k x y z"], grid: Grid, source: Grid
-) -> Float[np.ndarray, "k _ _ _"]:
-    """Probability of every class on the scan's grid; what was cut away is background."""
-    shares = logits.float().softmax(dim=0)
-    background = restore_maps(shares[:1], grid, source, outside=1.0)
-    return np.concatenate([background, restore_maps(shares[1:], grid, source)])
 
 
 def _classify(model: Model, ready: Prepared, *, flips: bool) -> list[float]:

@@ -56,6 +56,13 @@ def check_is_monai(network: HandedOn) -> None:
         WeightsError: Naming the exports that fit.
     """
     kind = type(network.backbone.network)
+    settings = network.handover.backbone.model_dump()
+    if settings.get("merging") == "legacy":
+        raise WeightsError(
+            "these weights expect the merging of patches of MONAI up to 1.4; MONAI's class of today "
+            "would load them without complaint and compute something else. --to onnx and --to "
+            "huggingface take them as they are."
+        )
     if not kind.__module__.startswith("monai."):
         raise WeightsError(
             f"MONAI has no network of the kind '{network.handover.backbone.name}', so there is no "

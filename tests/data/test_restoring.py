@@ -64,8 +64,9 @@ def test_rows_as_they_come_and_all_at_once_give_the_same_mask(
     assert streamed.labels.shape == shape
     assert np.array_equal(streamed.labels, restore_labels(logits, grid, source))
     shares = logits.softmax(dim=0)
-    assert np.array_equal(streamed.shares[1:], restore_maps(shares[1:], grid, source))
-    assert np.array_equal(streamed.shares[:1], restore_maps(shares[:1], grid, source, outside=1.0))
+    background = restore_maps(shares[:1], grid, source, outside=1.0)
+    whole = np.concatenate([background, restore_maps(shares[1:], grid, source)])
+    assert np.allclose(streamed.shares, whole, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -111,9 +112,10 @@ def test_rows_that_are_missing_are_missed():
     seed=st.integers(0, 999),
 )
 def test_the_winner_is_the_highest_of_the_interpolated_scores(old, new, classes, smooth, seed):
-    scores = torch.randn(classes, *old, generator=torch.Generator().manual_seed(seed))
-    if smooth:  # few borders, so that most voxels are settled without being interpolated
-        scores = nn.functional.avg_pool3d(scores[None], 5, 1, 2)[0] + 1e-3 * scores
+    # From few numbers: few borders, so that most voxels are settled without being interpolated.
+    coarse = (2, 2, 2) if smooth else old
+    scores = torch.randn(1, classes, *coarse, generator=torch.Generator().manual_seed(seed))
+    scores = nn.functional.interpolate(scores, size=old, mode="trilinear")[0]
     for slab in slabs(old, new, widen=False):
         rows = scores[:, slab.needed]
         interpolated = torch.cat([stretch(row[None], slab) for row in rows])

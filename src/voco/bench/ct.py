@@ -4,6 +4,7 @@ A generated torso of 5 mm is interpolated to the voxels of a scan and gets the n
 that it is neither too easy to compress nor too smooth.
 """
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def write_ct(file: Path, shape: Shape3, length_mm: float) -> None:
 
 def _torso(length_mm: float) -> Torso:
     """The lower part of a torso."""
-    whole = torso(seed=0, spacing_mm=_TORSO_MM)
+    whole = _whole_torso()
     slices = max(1, round(length_mm / _TORSO_MM))
     x, y, _ = whole.image.grid.shape
     grid = whole.image.grid.crop((0, 0, 0), (x, y, slices))
@@ -64,3 +65,9 @@ def _torso(length_mm: float) -> Torso:
         Volume(volume.array[..., :slices], grid) for volume in (whole.image, whole.label)
     )
     return Torso(image, label, whole.patient)
+
+
+@cache
+def _whole_torso() -> Torso:
+    """Takes a second, and several subjects need it."""
+    return torso(seed=0, spacing_mm=_TORSO_MM)

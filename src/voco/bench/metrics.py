@@ -27,9 +27,9 @@ def subjects(length_mm: float = 600.0, spacing_mm: float = 1.5) -> list[Subject]
         spacing_mm: Side of a voxel.
     """
     label = organs(length_mm)
-    reference = resized_labels(label.array[0], label.grid.resampled((spacing_mm,) * 3).shape)
-    prediction = np.roll(reference, (1, -2, 1), axis=(0, 1, 2))
     sides: Spacing = (spacing_mm, spacing_mm, spacing_mm)
+    reference = resized_labels(label.array[0], label.grid.resampled(sides).shape)
+    prediction = np.roll(reference, (1, -2, 1), axis=(0, 1, 2))
     size = "x".join(map(str, reference.shape))
     return [
         Subject(
@@ -53,12 +53,14 @@ def plain(prediction: LabelMap, reference: LabelMap, spacing_mm: Spacing) -> lis
 
     values = []
     for number in ORGANS:
-        masks = [torch.from_numpy(label == number)[None, None] for label in (prediction, reference)]
+        one, other = (
+            torch.from_numpy(label == number)[None, None] for label in (prediction, reference)
+        )
         settings: dict[str, Any] = {"include_background": True, "spacing": spacing_mm}
         values += [
-            float(compute_dice(*masks)),
-            float(compute_hausdorff_distance(*masks, percentile=95, **settings)),
-            float(compute_surface_dice(*masks, [TOLERANCE_MM], use_subvoxels=True, **settings)),
+            float(compute_dice(one, other)),
+            float(compute_hausdorff_distance(one, other, percentile=95, **settings)),
+            float(compute_surface_dice(one, other, [TOLERANCE_MM], use_subvoxels=True, **settings)),
         ]
     return values
 

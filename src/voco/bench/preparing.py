@@ -59,7 +59,7 @@ def plain(scan: Path, out: Path) -> None:
             CropForeground(allow_smaller=True),
         ]
     )
-    np.save(out, chain(scan).numpy())
+    np.save(out, np.asarray(chain(scan)))
 
 
 def ours(scan: Path, store: Path) -> Outcome:

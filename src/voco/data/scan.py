@@ -272,13 +272,11 @@ def _ct_evidence(array: Shaped[np.ndarray, "c x y z"], low: float, high: float) 
         return None
     counts = np.zeros(3, np.int64)
     for rows in _slices(array):
-        counts += (
-            np.count_nonzero(rows <= AIR_HU),
-            np.count_nonzero(rows >= _SOFT_HU[0]) - np.count_nonzero(rows > _SOFT_HU[1]),
-            np.count_nonzero(rows < _DEEPEST_HU) - np.count_nonzero(rows == low)
-            if low < _DEEPEST_HU
-            else 0,
-        )
+        soft = np.count_nonzero(rows >= _SOFT_HU[0]) - np.count_nonzero(rows > _SOFT_HU[1])
+        deep = 0
+        if low < _DEEPEST_HU:
+            deep = np.count_nonzero(rows < _DEEPEST_HU) - np.count_nonzero(rows == low)
+        counts += np.array([np.count_nonzero(rows <= AIR_HU), soft, deep], np.int64)
     air, soft, deep = (counts / array.size).tolist()
     if air < _AIR_SHARE or soft < _SOFT_SHARE or deep > _DEEP_SHARE:
         return None

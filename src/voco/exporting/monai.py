@@ -59,9 +59,9 @@ def check_is_monai(network: HandedOn) -> None:
     settings = network.handover.backbone.model_dump()
     if settings.get("merging") == "legacy":
         raise WeightsError(
-            "these weights expect the merging of patches of MONAI up to 1.4; MONAI's class of today "
-            "would load them without complaint and compute something else. --to onnx and --to "
-            "huggingface take them as they are."
+            "these weights expect patches to be merged as in MONAI up to 1.4; MONAI's class of "
+            "today would load them without complaint and compute something else. --to onnx and "
+            "--to huggingface take them as they are."
         )
     if not kind.__module__.startswith("monai."):
         raise WeightsError(

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Four = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 
+Merging = Literal["fixed", "legacy"]
+"""How patches are merged: names and shapes of the tensors are the same."""
+
 
 class SwinUNETRConfig(BackboneConfig):
     """Settings of Swin UNETR (MONAI SwinUNETR)."""
@@ -35,6 +38,11 @@ class SwinUNETRConfig(BackboneConfig):
     """Transformer blocks in each stage."""
     num_heads: Four = (3, 6, 12, 24)
     """Attention heads in each stage."""
+    merging: Merging | None = None
+    """How four stages halve the resolution. ``fixed``: eight neighbours become one, as MONAI does
+    it from 1.5 on. ``legacy``: two of the eight are taken twice and two never, as MONAI did it up
+    to 1.4 and as all weights of that time expect it. ``None``: as the weights that a run starts
+    from expect it, and ``fixed`` if there are none."""
     use_checkpoint: bool = False
     """Whether to recompute the transformer blocks in the backward pass: less memory, more time."""
     drop_rate: float = Field(default=0.0, ge=0, le=1)
@@ -88,6 +96,11 @@ class SwinUNETR(MaskedBackbone):
     token_prefixes: ClassVar = ("swinViT.",)
     patch_prefixes: ClassVar = ("swinViT.patch_embed.",)
     position_suffixes: ClassVar = ("relative_position_bias_table",)
+    input_weights: ClassVar = (
+        "swinViT.patch_embed.proj.weight",
+        "encoder1.layer.conv1.conv.weight",
+        "encoder1.layer.conv3.conv.weight",
+    )
 
     def __init__(self, config: SwinUNETRConfig, out_channels: int) -> None:
         super().__init__()
@@ -99,11 +112,16 @@ class SwinUNETR(MaskedBackbone):
         self.channels = (size, size, 2 * size, 4 * size, 8 * size, 16 * size)
         self.decoded_channels = self.embedding_width = size
         self.library_arguments = {
-            **config.model_dump(exclude={"name"}),
+            **config.model_dump(exclude={"name", "merging"}),
             "out_channels": out_channels,
             "spatial_dims": 3,
         }
-        network = swin_unetr.SwinUNETR(**self.library_arguments)
+        kind = swin_unetr.SwinUNETR
+        if config.merging == "legacy":
+            from voco.backbones.legacy_merging import LegacySwinUNETR  # noqa: PLC0415 (as above)
+
+            kind = LegacySwinUNETR
+        network = kind(**self.library_arguments)
         self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode(self, volumes: Volumes) -> list[Level]:

@@ -141,7 +141,10 @@ def our_batch(case: StepCase, task: Task[Any]) -> Any:  # noqa: ANN401 (what the
     """Random voxels, and random labels in blocks."""
     generator = torch.Generator().manual_seed(1)
     if isinstance(task, VoCo):
-        return torch.rand(case.volumes, 1, *task.window, generator=generator).to(case.device)
+        # Blurred, since crops of even noise look alike, and what tells them apart is then rounding.
+        coarse = torch.rand(case.volumes, 1, 12, 12, 6, generator=generator)
+        volumes = nn.functional.interpolate(coarse, task.window, mode="trilinear")
+        return volumes.to(case.device)
     crops = torch.rand(case.volumes, 1, 1, *(case.side,) * 3, generator=generator)
     coarse = torch.randint(0, case.classes or 1, (case.volumes, 1, 8, 8, 8), generator=generator)
     labels = nn.functional.interpolate(coarse.float(), (case.side,) * 3).long()

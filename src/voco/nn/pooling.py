@@ -44,7 +44,7 @@ def pooled(
     return torch.cat([level_means(encode(piece), levels) for piece in pieces])
 
 
-def split_for_caches(crops: Volumes) -> Sequence[Volumes]:
+def split_for_caches(crops: Volumes) -> Sequence[Float[Tensor, "_ c _ _ _"]]:
     """Crops in pieces that a CPU's caches hold, none of them a remainder; all of them elsewhere.
 
     A remainder of one crop would be slow: torch has no fast convolution for small batches of one.

@@ -26,7 +26,11 @@ def instance_norm(features: Level, epsilon: float) -> Level:
     Args:
         features: Of any precision.
         epsilon: Added to the variance.
+
+    Raises:
+        ValueError: If there is a single voxel, which has no variance.
     """
+    _check(features)
     if features.dtype in _PRECISE:
         return _Norm.apply(features, epsilon)
     return F.instance_norm(features, eps=epsilon)
@@ -42,11 +46,20 @@ def norm_and_leaky_relu(
         epsilon: Added to the variance.
         slope: Of the leaky ReLU below 0; above 0, or the output could not be undone.
         residual: Added between the two; ``None`` adds nothing.
+
+    Raises:
+        ValueError: If there is a single voxel, which has no variance.
     """
+    _check(features)
     if features.dtype in _PRECISE:
         return _NormAct.apply(features, residual, epsilon, slope)
     out = F.instance_norm(features, eps=epsilon)
     return F.leaky_relu(out if residual is None else out + residual, slope)
+
+
+def _check(features: Level) -> None:
+    if features[0, 0].numel() == 1:
+        raise ValueError(f"a norm needs more than 1 spatial element, got {tuple(features.shape)}.")
 
 
 class _Norm(torch.autograd.Function):

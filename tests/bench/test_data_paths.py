@@ -19,7 +19,7 @@ def test_the_ct_is_one():
 
 
 def test_the_same_mask_is_predicted(tmp_path, capsys):
-    subject = predicting.subject(tmp_path, (40, 40, 30), 300.0, roi=16)
+    subject = predicting.subject(tmp_path, (40, 40, 30), 300.0, roi=16, spacing_mm=12.0)
     for way in ("plain", "ours"):
         predicting.main(tmp_path, way)
     masks = [np.load(tmp_path / f"{way}.npy") for way in ("plain", "ours")]

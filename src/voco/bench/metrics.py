@@ -53,14 +53,14 @@ def plain(prediction: LabelMap, reference: LabelMap, spacing_mm: Spacing) -> lis
 
     values = []
     for number in ORGANS:
-        one, other = (
+        said, true = (
             torch.from_numpy(label == number)[None, None] for label in (prediction, reference)
         )
         settings: dict[str, Any] = {"include_background": True, "spacing": spacing_mm}
         values += [
-            float(compute_dice(one, other)),
-            float(compute_hausdorff_distance(one, other, percentile=95, **settings)),
-            float(compute_surface_dice(one, other, [TOLERANCE_MM], use_subvoxels=True, **settings)),
+            float(compute_dice(said, true)),
+            float(compute_hausdorff_distance(said, true, percentile=95, **settings)),
+            float(compute_surface_dice(said, true, [TOLERANCE_MM], use_subvoxels=True, **settings)),
         ]
     return values
 

@@ -33,7 +33,11 @@ CLASSES, OVERLAP = 14, 0.5
 
 
 def subject(
-    folder: Path, shape: Shape3 = (512, 512, 300), length_mm: float = 375.0, roi: int = 96
+    folder: Path,
+    shape: Shape3 = (512, 512, 300),
+    length_mm: float = 375.0,
+    roi: int = 96,
+    spacing_mm: float = 1.5,
 ) -> Apart:
     """Prediction of one CT.
 
@@ -42,10 +46,11 @@ def subject(
         shape: Voxels of the CT.
         length_mm: How much of the body it shows.
         roi: Voxels along each side of a window.
+        spacing_mm: What the network sees.
     """
     label = organs(length_mm)
     source = in_lps(label.grid.reshaped(shape))
-    grid = ras_grid(source).resampled((1.5, 1.5, 1.5))
+    grid = ras_grid(source).resampled((spacing_mm, spacing_mm, spacing_mm))
     numbers = resized_labels(label.array[0], grid.shape).clip(0, CLASSES - 1)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "volume.npy", numbers[None].astype(np.float32))
@@ -58,8 +63,8 @@ def subject(
     sizes = ["x".join(map(str, sides)) for sides in (shape, grid.shape)]
     return Apart(
         name="predict",
-        what=f"mask of a CT of {sizes[0]} voxels, {CLASSES} classes, at 1.5 mm ({sizes[1]}): "
-        f"windows of {roi} cubed, half overlapping, a network of two cheap layers",
+        what=f"mask of a CT of {sizes[0]} voxels, {CLASSES} classes, at {spacing_mm} mm "
+        f"({sizes[1]}): windows of {roi} cubed, half overlapping, a network of two cheap layers",
         module="voco.bench.predicting",
         folder=folder,
         equal=same_voxels,

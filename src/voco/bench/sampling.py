@@ -22,7 +22,6 @@ from voco.data.loading import Share
 from voco.data.selection import Entry
 from voco.data.store import Store
 from voco.data.windows import Windows, WindowsConfig, window_batches
-from voco.errors import VocoError
 from voco.geometry import boxes_at, crop, grid_boxes
 from voco.shapes import Boxes, Shape3
 from voco.workflows.prepare import prepare
@@ -57,7 +56,7 @@ class Setting:
 
     def boxes(self) -> Boxes:
         """The base crops and two others, somewhere."""
-        size: Shape3 = (self.side, self.side, self.side)
+        size = (self.side, self.side, self.side)
         places = torch.rand(QUERIES, 3, generator=torch.Generator().manual_seed(0))
         return torch.cat([grid_boxes(self.grid, size), boxes_at(places, size, self.window)])
 
@@ -90,10 +89,7 @@ def subject(store: Store, folder: Path, setting: Setting) -> Subject:
     cache = folder / f"{setting.name}.npy"
     if setting.config.fit == "resize":
         # What preparing leaves on the plain way: the whole body, resampled once and for all.
-        whole = windows[0]
-        if isinstance(whole, VocoError):
-            raise whole
-        np.save(cache, whole.unpack(CPU)[0].numpy())
+        np.save(cache, next(window_batches(windows, CPU, 0, 0, 1))[0].numpy())
     else:
         low, width = WindowIntensity().low, WindowIntensity().high - WindowIntensity().low
         np.save(cache, ((store.read("ct") - np.float32(low)) / np.float32(width)).clip(0, 1))

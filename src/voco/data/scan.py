@@ -270,14 +270,15 @@ def _slices(array: Shaped[np.ndarray, "c x y z"]) -> Iterator[Shaped[np.ndarray,
 def _ct_evidence(array: Shaped[np.ndarray, "c x y z"], low: float, high: float) -> str | None:
     if array.dtype.kind not in "iu" or low > AIR_HU or high > np.iinfo(np.int16).max:
         return None
-    counts = np.zeros(3, np.int64)
-    for rows in _slices(array):
-        soft = np.count_nonzero(rows >= _SOFT_HU[0]) - np.count_nonzero(rows > _SOFT_HU[1])
-        deep = 0
-        if low < _DEEPEST_HU:
-            deep = np.count_nonzero(rows < _DEEPEST_HU) - np.count_nonzero(rows == low)
-        counts += np.array([np.count_nonzero(rows <= AIR_HU), soft, deep], np.int64)
-    air, soft, deep = (counts / array.size).tolist()
+    found = [
+        (
+            np.count_nonzero(rows <= AIR_HU),
+            np.count_nonzero(rows >= _SOFT_HU[0]) - np.count_nonzero(rows > _SOFT_HU[1]),
+            np.count_nonzero((rows < _DEEPEST_HU) & (rows != low)),
+        )
+        for rows in _slices(array)
+    ]
+    air, soft, deep = (sum(map(int, counts)) / array.size for counts in zip(*found, strict=True))
     if air < _AIR_SHARE or soft < _SOFT_SHARE or deep > _DEEP_SHARE:
         return None
     return (

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from voco.comparison.run import compare as compare
     from voco.comparison.settings import ComparisonConfig as ComparisonConfig
+    from voco.recipes import EmbedConfig as EmbedConfig
     from voco.recipes import FinetuneConfig as FinetuneConfig
     from voco.recipes import PretrainConfig as PretrainConfig
     from voco.recipes import ProbeConfig as ProbeConfig
     from voco.weights import load as load
+    from voco.workflows.embed import embed as embed
     from voco.workflows.evaluate import evaluate as evaluate
+    from voco.workflows.export import export as export
     from voco.workflows.finetune import finetune as finetune
+    from voco.workflows.inspect import inspect as inspect
+    from voco.workflows.leaks import leaks as leaks
     from voco.workflows.phantom import phantom as phantom
     from voco.workflows.predict import predict as predict
     from voco.workflows.prepare import prepare as prepare
@@ -32,12 +37,17 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ComparisonConfig": "voco.comparison.settings",
+    "EmbedConfig": "voco.recipes",
     "FinetuneConfig": "voco.recipes",
     "PretrainConfig": "voco.recipes",
     "ProbeConfig": "voco.recipes",
     "compare": "voco.comparison.run",
+    "embed": "voco.workflows.embed",
     "evaluate": "voco.workflows.evaluate",
+    "export": "voco.workflows.export",
     "finetune": "voco.workflows.finetune",
+    "inspect": "voco.workflows.inspect",
+    "leaks": "voco.workflows.leaks",
     "load": "voco.weights",
     "phantom": "voco.workflows.phantom",
     "predict": "voco.workflows.predict",

@@ -22,9 +22,12 @@ class BackboneConfig(Config, ABC):
     Attributes:
         changeable: Settings that do not alter what trained weights mean; they may differ between
             the run that trained them and the run that goes on with them.
+        adaptable: Settings that alter the shape of some tensors in a way that trained weights can
+            be brought along: they may differ as well.
     """
 
     changeable: ClassVar[tuple[str, ...]] = ()
+    adaptable: ClassVar[tuple[str, ...]] = ("in_channels",)
     in_channels: int = 1
     """Channels of a volume."""
 
@@ -66,6 +69,7 @@ class Backbone(nn.Module, ABC):
             :meth:`MaskedBackbone.encode_masked` use.
         patch_prefixes: Those of the layer that turns patches into tokens, if there is one.
         position_suffixes: How the names of learned position codes in ``network`` end.
+        input_weights: Names in ``network`` of the convolutions that read a volume's channels.
     """
 
     config: BackboneConfig
@@ -85,6 +89,7 @@ class Backbone(nn.Module, ABC):
     token_prefixes: ClassVar[tuple[str, ...]] = ()
     patch_prefixes: ClassVar[tuple[str, ...]] = ()
     position_suffixes: ClassVar[tuple[str, ...]] = ()
+    input_weights: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def encode(self, volumes: Volumes) -> list[Level]:

@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -203,7 +203,7 @@ def _phantom(words: Words) -> int:
 
 
 def _prepare(words: Words) -> int:
-    def prepare(
+    def prepare(  # noqa: PLR0913 (one argument per option)
         sources: Positional[Several],
         *,
         out: Path,
@@ -213,6 +213,11 @@ def _prepare(words: Words) -> int:
         workers: int | None = None,
         shard: str | None = None,
         overwrite: bool = False,
+        dataset: str | None = None,
+        partial: bool = False,
+        split_files: Annotated[
+            tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: those that come along)")
+        ] = (),
     ) -> int:
         """Bring scans on disk into a store: RAS, one spacing, int16, chunked, checked.
 
@@ -226,6 +231,12 @@ def _prepare(words: Words) -> int:
             workers: Processes; as many as there are cores if not given.
             shard: i/n (from 1): only every n-th case, for job arrays.
             overwrite: Make the store anew.
+            dataset: The source is this data set as its owners distribute it: checks counts, label
+                values and splits, and sets its spacing. A name, or the path of a description;
+                '--dataset list' lists the names.
+            partial: A data set may have fewer or more cases than its owners distribute.
+            split_files: Splits of a data set: FILE with the columns case and split, or
+                train=FILE validation=FILE.
         """
         from voco.workflows.prepare import prepare as run
 
@@ -238,10 +249,18 @@ def _prepare(words: Words) -> int:
             workers=workers,
             shard=_shard(shard),
             overwrite=overwrite,
+            dataset=dataset,
+            partial=partial,
+            split_files=split_files,
         )
         print(done)
         return DONE if done.complete else INCOMPLETE
 
+    if [*words] in (["--dataset", "list"], ["--dataset=list"]):
+        from voco.data.datasets import catalogue
+
+        print(catalogue())
+        return DONE
     return _call(prepare, words, "prepare")
 
 
@@ -286,6 +305,41 @@ def _verify(words: Words) -> int:
     return _call(verify, words, "verify")
 
 
+def _leaks(words: Words) -> int:
+    def leaks(
+        seen: Positional[Several],
+        *,
+        against: tuple[Path, ...],
+        out: Path | None = None,
+        likeness: float | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Find scans that are both in what was learnt from and in what is tested on.
+
+        Copies are found under any name, with another header, resampled, cut to the body, or with
+        another window of intensities. The exit status is 1 if there are any.
+
+        Of a store that keeps cases for testing (split test), those are tested on and the others
+        learnt from.
+
+        Args:
+            seen: Stores, runs, or folders of scans that a network has learnt from.
+            against: Stores, runs, or folders of scans that it is tested on.
+            out: Folder for leaks.csv.
+            likeness: How alike two scans must look, from 0.5 to 1; 0.9 if not given. Less shows
+                doubtful pairs as well.
+            overwrite: Replace what is there.
+        """
+        from voco.workflows.leaks import leaks as run
+
+        seen = _some(seen, "store or run")
+        found = run(seen, against, out, likeness=likeness, overwrite=overwrite)
+        print(found)
+        return DONE if found.clean else INCOMPLETE
+
+    return _call(leaks, words, "leaks")
+
+
 # --- training -------------------------------------------------------------------------------------
 
 
@@ -302,6 +356,9 @@ def _pretrain(words: Words) -> int:
         probe_data: Annotated[
             tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")
         ] = (),
+        exclude: Annotated[
+            tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")
+        ] = (),
         resume: bool = False,
         overwrite: bool = False,
         recipe: Annotated[PretrainConfig, tyro.conf.arg(name="")] = config,
@@ -311,9 +368,13 @@ def _pretrain(words: Words) -> int:
         Args:
             data: One store, or several.
             out: The run folder.
-            weights: Start from the backbone of another run instead of from random weights.
+            weights: Start from these instead of from random weights: a run folder or a weight
+                file of anybody (the backbone), or one of a run's checkpoints/step-NNNNNNNN (the
+                whole method, heads and teacher).
             probe_data: Labelled stores that the features are asked about every probe_every
                 steps; the network never learns from them.
+            exclude: Stores that will be tested on: copies of their test cases (of all their
+                cases, if none has the split test) are not learnt from.
             resume: Go on from the last checkpoint in the run folder.
             overwrite: Replace what is there.
             recipe: Settings.
@@ -329,6 +390,7 @@ def _pretrain(words: Words) -> int:
             overwrite=overwrite,
             weights=weights,
             probe_data=probe_data,
+            exclude=exclude,
         )
         if _first_process():
             print(f"weights: {folder / 'weights.safetensors'}\nreport:  {report(folder)}")
@@ -387,7 +449,8 @@ def _finetune(words: Words) -> int:
 
         Args:
             data: One store, or several.
-            weights: A run folder or a safetensors file; none trains from scratch.
+            weights: A run folder, a checkpoint, or a weight file of anybody ('voco inspect' tells
+                what it is); none trains from scratch.
             out: The run folder.
             resume: Go on from the last checkpoint in the run folder.
             overwrite: Replace what is there.
@@ -575,17 +638,53 @@ def _shipped() -> dict[str, Path]:
 # --- using ----------------------------------------------------------------------------------------
 
 
+def _inspect(words: Words) -> int:
+    def inspect(
+        file: Positional[Path],
+        *,
+        against: Annotated[
+            tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: the one it is of)")
+        ] = (),
+        json: bool = False,
+    ) -> int:
+        """Say what weights are, where they came from, and what of them fits.
+
+        None of their code is run.
+
+        Args:
+            file: A run folder, a checkpoint of a run, or a weight file of anybody.
+            against: Backbones to compare it with, by name.
+            json: Print it for programs.
+        """
+        from dataclasses import asdict
+        from json import dumps
+
+        from voco.workflows.inspect import inspect as run
+
+        found = run(file, against)
+        print(dumps(asdict(found), indent=2) if json else found)
+        wanted = [fit.fits for fit in found.fits] if against else [True]
+        return DONE if any(wanted) else INCOMPLETE
+
+    return _call(inspect, words, "inspect")
+
+
 def _predict(words: Words) -> int:
-    def predict(
+    def predict(  # noqa: PLR0913 (one argument per option)
         run: Positional[Path],
         scans: Positional[Several],
         *,
         out: Path,
         flips: bool = False,
         probabilities: bool = False,
+        mask_format: Annotated[
+            Literal["nifti", "dicomseg", "both"], tyro.conf.arg(name="format")
+        ] = "nifti",
         modality: str | None = None,
         device: str | None = None,
         overwrite: bool = False,
+        dataset: str | None = None,
+        only: Literal["train", "validation", "unused"] | None = None,
     ) -> int:
         """Predict masks, or scores, on the original grid of each scan.
 
@@ -595,9 +694,13 @@ def _predict(words: Words) -> int:
             out: Folder to write.
             flips: Average over mirrored copies (only where left and right may be exchanged).
             probabilities: Write a probability map per class beside each mask.
+            mask_format: dicomseg writes DICOM segmentations of scans that are DICOM (pip install
+                'voco[dicomseg]'); both writes NIfTI of all scans as well.
             modality: CT, MR, PT, ... for files that do not say (NIfTI, NRRD).
             device: Such as cuda:1; the GPU if there is one, else the CPU.
             overwrite: Replace what is there.
+            dataset: The scans are in the folder of this data set; references.csv is written too.
+            only: Only the scans that the run learnt from, held out, or left alone.
         """
         from voco.workflows.predict import predict as go
 
@@ -607,9 +710,12 @@ def _predict(words: Words) -> int:
             out,
             flips=flips,
             probabilities=probabilities,
+            mask_format=mask_format,
             modality=modality,
             device=device,
             overwrite=overwrite,
+            dataset=dataset,
+            only=only,
         )
         print(done)
         return DONE if done.complete else INCOMPLETE
@@ -617,8 +723,49 @@ def _predict(words: Words) -> int:
     return _call(predict, words, "predict")
 
 
+def _embed(words: Words) -> int:
+    from voco.recipes import EmbedConfig
+
+    def embed(
+        weights: Positional[Path],
+        scans: Positional[Several],
+        *,
+        out: Path,
+        modality: str | None = None,
+        device: str | None = None,
+        overwrite: bool = False,
+        settings: Annotated[EmbedConfig, tyro.conf.arg(name="")] = EmbedConfig(),  # noqa: B008
+    ) -> int:
+        """Write feature vectors of scans, or of a grid of crops, from a frozen encoder.
+
+        Args:
+            weights: A run folder, or its weight file.
+            scans: Files, DICOM folders, folders of scans, or lists.
+            out: File to write: .npz, or .parquet (pip install 'voco[parquet]').
+            modality: CT, MR, PT, ... for files that do not say (NIfTI, NRRD).
+            device: Such as cuda:1; the GPU if there is one, else the CPU.
+            overwrite: Replace what is there.
+            settings: Settings.
+        """
+        from voco.workflows.embed import embed as run
+
+        done = run(
+            weights,
+            _some(scans, "scan"),
+            out,
+            settings,
+            modality=modality,
+            device=device,
+            overwrite=overwrite,
+        )
+        print(done)
+        return DONE if done.complete else INCOMPLETE
+
+    return _call(embed, words, "embed")
+
+
 def _evaluate(words: Words) -> int:
-    def evaluate(
+    def evaluate(  # noqa: PLR0913 (one argument per option)
         predictions: Positional[Path],
         references: Positional[Path],
         *,
@@ -628,18 +775,25 @@ def _evaluate(words: Words) -> int:
         tolerance_mm: float = 2.0,
         seed: int = 0,
         overwrite: bool = False,
+        regions: tuple[str, ...] | None = None,
+        background: bool = False,
+        spacing_mm: tuple[float, ...] | None = None,
     ) -> int:
         """Measure predictions against references: Dice, NSD, HD95, or accuracy, AUROC, F1.
 
         Args:
             predictions: Folder of masks, or scores.csv.
-            references: Folder of masks, or a CSV of targets.
+            references: Folder of masks, a CSV that names them (case, label), or one of targets.
             out: Folder to write.
             against: A second folder of predictions, compared case by case with the first.
             images: Folder of the scans, for pictures of the best, the median and the worst case.
             tolerance_mm: Distance within which two surfaces agree (NSD).
             seed: Of the bootstrap.
             overwrite: Replace what is there.
+            regions: Unions of labels to measure instead of labels: TC=1,4 WT=1,2,4 ET=4. Not given:
+                what labels.json beside the predictions says; 'none': single labels.
+            background: Count label 0 as a structure. Another convention than without.
+            spacing_mm: Bring both masks to this spacing first. Another convention than without.
         """
         from voco.workflows.evaluate import evaluate as run
 
@@ -652,11 +806,58 @@ def _evaluate(words: Words) -> int:
             tolerance_mm=tolerance_mm,
             seed=seed,
             overwrite=overwrite,
+            regions=_regions(regions),
+            background=background,
+            spacing_mm=_spacing(spacing_mm),
         )
         print(done)
         return DONE if done.complete else INCOMPLETE
 
     return _call(evaluate, words, "evaluate")
+
+
+def _regions(texts: tuple[str, ...] | None) -> dict[str, tuple[int, ...]] | None:
+    if texts is None:
+        return None
+    found: dict[str, tuple[int, ...]] = {}
+    for text in () if texts == ("none",) else texts:
+        name, _, values = text.partition("=")
+        numbers = values.split(",")
+        if not name or not all(number.isdigit() for number in numbers):
+            raise UsageError(f"--regions takes NAME=1,4 (label values), or none; got '{text}'.")
+        found[name] = tuple(map(int, numbers))
+    return found
+
+
+def _export(words: Words) -> int:
+    def export(
+        weights: Positional[Path],
+        *,
+        to: Literal["monai", "nnunet", "onnx", "huggingface"],
+        out: Path,
+        size: tuple[int, int, int] | None = None,
+        opset: int | None = None,
+        licence: str | None = None,
+        overwrite: bool = False,
+    ) -> int:
+        """Write a trained network for MONAI, nnU-Net, ONNX or the Hugging Face Hub.
+
+        Args:
+            weights: A run folder, or its weight file.
+            to: A MONAI bundle, nnU-Net's checkpoint, an ONNX file, or a folder for the Hub.
+            out: Folder (monai, huggingface) or file (nnunet, onnx) to write.
+            size: Voxels along x, y, z: of nnU-Net's patches, or of what an ONNX graph takes; the
+                network's or the task's own if not given, else 96 96 96.
+            opset: Version of ONNX's operators; 18 if not given.
+            licence: Of the weights, for the model card, as the Hub names it: cc-by-4.0, ...
+            overwrite: Replace what is there.
+        """
+        from voco.workflows.export import export as run
+
+        print(run(weights, to, out, size=size, opset=opset, licence=licence, overwrite=overwrite))
+        return DONE
+
+    return _call(export, words, "export")
 
 
 def _report(words: Words) -> int:
@@ -692,17 +893,40 @@ def _demo(words: Words) -> int:
 
 
 def _bench(words: Words) -> int:
-    def bench(names: Positional[tuple[str, ...]] = (), *, out: Path, repeats: int = 5) -> int:
+    def bench(
+        names: Positional[tuple[str, ...]] = (),
+        *,
+        out: Path,
+        repeats: int = 5,
+        against: Path | None = None,
+        small: bool = False,
+        device: Literal["cpu", "cuda"] = "cpu",
+        compiled: bool = False,
+    ) -> int:
         """Measure speed and memory as ratios against plain reference paths.
 
         Args:
             names: Subjects; all if none is named.
             out: Folder for the tables.
             repeats: Alternations of the two paths.
+            against: The performance.json of an earlier run; its ratios are set beside these.
+            small: Take training steps of small networks, which need seconds.
+            device: Where training steps are taken.
+            compiled: Whether our training steps go through torch.compile.
         """
         from voco.bench.run import bench as run
 
-        print(run(names, out, repeats=repeats))
+        print(
+            run(
+                names,
+                out,
+                repeats=repeats,
+                against=against,
+                small=small,
+                device=device,
+                compiled=compiled,
+            )
+        )
         return DONE
 
     return _call(bench, words, "bench")
@@ -712,12 +936,16 @@ COMMANDS: dict[str, tuple[str, Callable[[Words], int]]] = {
     "phantom": ("generate labelled synthetic torso CTs", _phantom),
     "prepare": ("bring scans on disk into a store", _prepare),
     "verify": ("check a store, and repair it", _verify),
+    "leaks": ("scans that are both learnt from and tested on", _leaks),
     "pretrain": ("pre-train a network on unlabelled scans", _pretrain),
     "probe": ("what frozen features tell, beside an untrained network's", _probe),
     "finetune": ("fine-tune it on labelled scans, or train from scratch", _finetune),
     "compare": ("several methods under one protocol, with intervals and tests", _compare),
+    "inspect": ("what a weight file is, and what of it fits", _inspect),
     "predict": ("masks or scores, on the original grid of each scan", _predict),
+    "embed": ("feature vectors of scans, or of a grid of crops", _embed),
     "evaluate": ("metrics of predictions, with intervals", _evaluate),
+    "export": ("weights for MONAI, nnU-Net, ONNX or the Hugging Face Hub", _export),
     "report": ("(re)build report.html from the tables in a folder", _report),
     "demo": ("all of it on generated torsos, in five minutes", _demo),
     "bench": ("speed and memory as ratios against plain paths", _bench),

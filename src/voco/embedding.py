@@ -28,7 +28,7 @@ class Embedder(nn.Module):
         levels: Which levels are pooled.
         widths: Of the projector's hidden layers and of its output.
         size: Voxels of a crop.
-        at_once: Crops that pass through the backbone together; ``None`` is all.
+        at_once: Crops that pass through the backbone together; ``None``: see :func:`pooled`.
         std: Of the projector's first weights; ``None`` starts as torch does.
         ending: How the projector ends.
         learnt: Whether its standardisations learn a scale and a shift.

@@ -8,6 +8,7 @@ from voco.backbones import BackboneSettings
 from voco.config import Config
 from voco.data.patches import Fit
 from voco.data.windows import WindowsConfig
+from voco.embedding import Levels
 from voco.engine.settings import TrainingConfig
 from voco.methods import MethodSettings
 from voco.shapes import Shape3
@@ -54,6 +55,26 @@ class ProbeConfig(Config):
     """How many rows vote in the nearest-neighbour probe (DINO: 20)."""
     temperature: PositiveFloat = 0.07
     """Of those votes (Wu et al. 2018 and DINO: 0.07)."""
+
+
+class EmbedConfig(Config):
+    """What a feature vector is of: ``voco embed``."""
+
+    of: Literal["scans", "crops"] = "scans"
+    """``crops``: a vector for each crop of a grid that covers the body. ``scans``: one for each
+    scan, the mean of those of its crops."""
+    window: Shape3 | None = None
+    """Voxels of a crop along x, y and z. ``None`` is the network's own size where it takes no
+    other, else what the weights were trained on, else 96 x 96 x 96."""
+    overlap: float = Field(default=0.0, ge=0, lt=1)
+    """Of neighbouring crops, as a share of their side. The last along each axis ends where the
+    body does, so it overlaps the one before it more."""
+    levels: Levels = "backbone"
+    """Which levels of the encoder are averaged over space and joined: those that the backbone
+    names for embeddings, or the last. Of weights that trained a transformer alone, it is the
+    transformer's last map."""
+    crops_at_once: PositiveInt = 4
+    """Crops that pass through the network together."""
 
 
 class PretrainConfig(TrainingConfig):

@@ -1,7 +1,7 @@
 """How well a task does on cases that it does not learn from, on the store's grid."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from voco.data.intensity import Intensity, apply
 from voco.data.labelled import Labelled
 from voco.data.patches import class_numbers, fitted, lowest, scaling
 from voco.evaluation.classification import METRICS
-from voco.evaluation.overlap import dice
+from voco.evaluation.overlap import Labels, dice
 from voco.evaluation.tables import Score, by_structure, mean_over_structures
 from voco.inference import class_probabilities, windows_of, winners
 from voco.tasks.classification import Classification
@@ -30,7 +30,7 @@ def score_cases(
     intensity: Intensity,
     device: torch.device,
 ) -> list[Score]:
-    """Dice of every structure of each case, or the probability of every class.
+    """Dice of every structure (or region) of each case, or the probability of every class.
 
     Args:
         task: In any mode; is left in training mode.
@@ -82,9 +82,27 @@ def _dice(
     volume = _scaled(one.store.read(one.case.id), one, intensity, device)
     found = winners(task.backbone, volume, windows_of(task.config))
     truth = class_numbers(one.store.read_label(one.case.id), tuple(classes), one.case.id)
+    if task.config.regions:
+        return _regions_dice(found, truth, one.case.id, list(classes), task.config.regions)
     values = dice(found, truth, range(1, len(classes)))
     names = list(classes.values())
     return [Score(one.case.id, names[n], "dice", value) for n, value in values.items()]
+
+
+def _regions_dice(
+    found: Labels,
+    truth: Labels,
+    case: str,
+    values: Sequence[int],
+    regions: Mapping[str, tuple[int, ...]],
+) -> list[Score]:
+    """Dice of unions of labels; ``values`` are the label values in the order of the classes."""
+    scores = []
+    for name, parts in regions.items():
+        numbers = [values.index(part) for part in parts]
+        ours, theirs = np.isin(found, numbers), np.isin(truth, numbers)
+        scores.append(Score(case, name, "dice", dice(ours, theirs, [1])[1]))
+    return scores
 
 
 def _probabilities(

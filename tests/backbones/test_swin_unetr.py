@@ -22,6 +22,31 @@ def test_recomputing_activations_changes_neither_output_nor_gradient():
     assert torch.allclose(gradients[0][1], gradients[1][1])
 
 
+@pytest.mark.parametrize("changes", [{}, {"use_v2": False, "use_checkpoint": True}])
+def test_gradients_are_those_of_the_librarys_own_way(changes):
+    torch.manual_seed(0)
+    # Two blocks, of which the second shifts its windows; 32 and 16 tokens need padding.
+    backbone = TINY.model_copy(update={"depths": (2, 1, 1, 1), **changes}).build(2)
+    weights = torch.randn(1, 2, 64, 32, 32)
+    outs, gradients = [], []
+    for network in (backbone, backbone.network):
+        backbone.zero_grad()
+        out = network(VOLUMES)
+        (out * weights).sum().backward()
+        outs.append(out.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in backbone.parameters()]))
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
+
+
+def test_dropout_of_attention_takes_the_librarys_own_way():
+    backbone = TINY.model_copy(update={"attn_drop_rate": 0.5}).build()
+    torch.manual_seed(0)
+    ours = backbone(VOLUMES)
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours, backbone.network(VOLUMES))
+
+
 def test_version_2_alone_has_convolutions_before_its_stages():
     names = [
         {name for name in config.build().network.state_dict() if ".layers1c." in name}

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from protocols import protocol, raw_protocol, store_of_scans
@@ -17,9 +18,13 @@ from protocols import protocol, raw_protocol, store_of_scans
 from voco.cli import DONE, INCOMPLETE, main
 from voco.comparison.outcomes import Outcomes
 from voco.comparison.run import compare, preview
-from voco.errors import ConfigError, StoreError, UsageError
+from voco.data.imageio import read_image, write_image
+from voco.errors import ConfigError, DataError, StoreError, UsageError
 from voco.evaluation.comparisons import read_costs, read_values
-from voco.weights import read_tensors
+from voco.geometry import Grid
+from voco.volume import Volume
+from voco.weights import read_handover, read_tensors
+from voco.workflows.prepare import prepare
 from voco.workflows.report import report
 
 
@@ -104,12 +109,13 @@ def test_what_follows_from_the_tables_is_written_and_told(straight):
     assert {row["trainings"] for row in gained} == {"2"}
     assert len(rows(straight / "ranks.csv")) == 4 * 3
     page = (straight / "report.html").read_text()
+    assert "none of 2 test cases (files, voxels and looks compared with those of 4 cases" in page
     assert "Measured on 2 cases only" in page
     assert "2 trainings only" in page
 
 
 def test_the_page_is_made_anew_from_the_tables_alone(straight, tmp_path):
-    for name in ("table.csv", "runs.csv", "comparison.yaml"):
+    for name in ("table.csv", "runs.csv", "comparison.yaml", "leaks.json"):
         (tmp_path / name).write_bytes((straight / name).read_bytes())
     made = report(tmp_path).read_text().replace(f">{tmp_path.name}<", f">{straight.name}<")
     assert made == (straight / "report.html").read_text()
@@ -120,6 +126,17 @@ def test_a_finished_comparison_has_nothing_left_to_do(straight, store):
     assert compare(protocol(store), straight, resume=True).counts == {"done": 10}
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert "10 jobs in all: 10 done" in preview(protocol(store), straight)
+
+
+def test_trainings_that_were_measured_by_two_conventions_share_no_table(straight, store, tmp_path):
+    out = tmp_path / "mixed"
+    shutil.copytree(straight, out)
+    file = sorted(out.rglob("evaluation/summary.json"))[0]
+    summary = json.loads(file.read_text())
+    summary["convention"]["background"] = True
+    file.write_text(json.dumps(summary))
+    with pytest.raises(DataError, match="figures of two conventions do not compare"):
+        compare(protocol(store), out, resume=True)
 
 
 def test_a_folder_is_not_written_unasked(straight, store, tmp_path):
@@ -263,8 +280,78 @@ def test_whole_volumes_are_classified(store, tmp_path):
 def test_what_is_learnt_from_is_not_measured_on(store, tmp_path):
     scans = store.parent
     test = {"images": [str(scans / "scan0.nii.gz")], "references": str(scans)}
-    with pytest.raises(ConfigError, match="1 of the scans to measure on are learnt from"):
+    with pytest.raises(ConfigError, match="1 of the scans to measure on are also learnt from"):
         compare(protocol(store, test=test), tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def leaking(store, tmp_path_factory) -> Path:
+    """A store to pre-train on with a copy of a test case, of other intensities and header."""
+    folder = tmp_path_factory.mktemp("leaking")
+    (folder / "scans").mkdir()
+    for new, old in (("one", "scan0"), ("two", "scan1"), ("three", "scan4")):
+        volume = read_image(store.parent / f"{old}.nii.gz")
+        moved = np.array(volume.grid.affine)
+        moved[:3, 3] += 7
+        image = Volume(volume.array * 2 + 100, Grid(volume.grid.shape, moved))
+        write_image(image, folder / "scans" / f"{new}.nii.gz")
+    prepare([folder / "scans"], folder / "store", workers=1, modality="MR")
+    return folder / "store"
+
+
+def test_a_copy_of_a_test_case_is_refused_under_any_name(store, leaking, tmp_path):
+    config = protocol(store, pretrain_data=[str(store), str(leaking)])
+    with pytest.raises(ConfigError, match=r"scan4 of .* looks like three of .*leaks: exclude"):
+        compare(config, tmp_path / "out")
+
+
+def test_copies_of_test_cases_are_left_out_of_pretraining_on_request(store, leaking, tmp_path):
+    methods = {"voco": raw_protocol(store)["methods"]["voco"]}
+    both = [str(store), str(leaking)]
+    config = protocol(store, methods=methods, seeds=0, pretrain_data=both, leaks="exclude")
+    assert compare(config, tmp_path / "out").complete
+    run = tmp_path / "out/pretraining/voco--small--p0"
+    assert [row["case"] for row in rows(run / "left_out.csv")] == ["three"]
+    handover = read_handover(run)
+    assert [part.cases for part in handover.data] == [4, 2]
+    assert [part.cases for part in handover.guarded] == [2]
+    assert {value.seen for value in read_values(tmp_path / "out")} == {""}
+    page = (tmp_path / "out/report.html").read_text()
+    assert "1 of 2 test cases; their copies were left out of pre-training" in page
+
+
+def test_values_of_cases_that_were_learnt_from_say_so(store, leaking, tmp_path):
+    methods = {"voco": raw_protocol(store)["methods"]["voco"]}
+    config = protocol(
+        store, methods=methods, seeds=0, pretrain_data=str(leaking), leaks="report", against=None
+    )
+    assert compare(config, tmp_path / "out").complete
+    seen = {(value.method, value.case): value.seen for value in read_values(tmp_path / "out")}
+    assert seen == {
+        ("voco", "scan4"): "pretraining",
+        ("voco", "scan5"): "",
+        ("scratch", "scan4"): "",
+        ("scratch", "scan5"): "",
+    }
+    page = (tmp_path / "out/report.html").read_text()
+    assert "voco has learnt from 1 of the 2 test cases" in page
+
+
+def test_only_cases_of_a_store_can_be_excluded(store, tmp_path):
+    test = {"images": [str(store.parent / "scan5.nii.gz")], "references": str(store.parent)}
+    with pytest.raises(ConfigError, match="needs test cases that are in a store"):
+        compare(protocol(store, test=test, leaks="exclude"), tmp_path / "out")
+
+
+def test_tables_without_a_column_of_what_was_seen_are_read(straight, tmp_path):
+    table = rows(straight / "table.csv")
+    with (tmp_path / "table.csv").open("w", newline="") as stream:
+        names = [name for name in table[0] if name != "seen"]
+        writer = csv.DictWriter(stream, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(table)
+    # Compared as texts, since a value that is not a number equals nothing.
+    assert str(read_values(tmp_path)) == str(read_values(straight))
 
 
 def test_originals_that_are_gone_are_asked_for(tmp_path):

@@ -87,13 +87,26 @@ def test_tokens_are_a_part_of_the_encoder(name: str):
     assert set(backbone.prefixes("tokens")) <= set(backbone.prefixes("encoder"))
 
 
+ANOTHER_ORDER = {"swin_unetr"}
+"""Backbones that add up the library's numbers in another order, for speed."""
+
+
+def assert_the_librarys(name: str, found: torch.Tensor, expected: torch.Tensor):
+    """To the last bit; up to rounding where numbers are added up in another order."""
+    if name in ANOTHER_ORDER:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    else:
+        assert torch.equal(found, expected)
+
+
 @every
 def test_head_of_decode_of_encode_is_the_librarys_own_forward_pass(name: str):
     backbone, volumes = built(name).eval(), volumes_for(name)
     with torch.no_grad():
         expected = backbone.network(volumes)
-        assert torch.equal(backbone.head(backbone.decode(backbone.encode(volumes))), expected)
-        assert torch.equal(backbone(volumes), expected)
+        found = backbone.head(backbone.decode(backbone.encode(volumes)))
+        assert torch.equal(backbone(volumes), found)
+    assert_the_librarys(name, found, expected)
     assert expected.shape == (1, 3, *volumes.shape[2:])
 
 
@@ -192,7 +205,8 @@ def test_the_library_class_alone_rebuilds_the_network_from_plain_values(name: st
     plain.load_state_dict(backbone.network.state_dict(), strict=True)
     volumes = volumes_for(name)
     with torch.no_grad():
-        assert torch.equal(plain.eval()(volumes), backbone.eval()(volumes))
+        found, expected = backbone.eval()(volumes), plain.eval()(volumes)
+    assert_the_librarys(name, found, expected)
 
 
 @every
@@ -267,7 +281,7 @@ def test_nothing_hidden_is_the_librarys_own_map(name: str, changes: dict[str, An
     none, token = torch.zeros(1, *grid, dtype=torch.bool), torch.ones(backbone.embedding_width)
     with torch.no_grad():
         found = backbone.encode_masked(volumes, none, token)
-        assert torch.equal(found, LAST_MAP[name](backbone, volumes))
+        assert_the_librarys(name, found, LAST_MAP[name](backbone, volumes))
 
 
 @hiding

@@ -3,6 +3,7 @@
 A new method adds its small settings to ``SMALL`` and is tested.
 """
 
+import contextlib
 import functools
 from typing import Any
 
@@ -475,3 +476,43 @@ def test_two_processes_compute_what_one_would_of_the_whole_batch(name, index, tw
     for key, value in expected.items():
         mean = torch.stack([part[case][key] for part in two_processes]).mean(dim=0)
         torch.testing.assert_close(mean, value, atol=1e-8, rtol=1e-5)
+
+
+WAITS = {"s3d": "searches for the blocks that are seen, once per step"}
+"""Methods whose steps wait for the device, and for what."""
+
+
+class OnCpu(torch.Generator):
+    """The meta device has no generators."""
+
+    def __new__(cls, *_):
+        return super().__new__(cls, "cpu")
+
+
+def waits(name: str, index: int) -> bool:
+    """Whether a step asks the device for a number.
+
+    Tensors of the meta device have none: whoever asks (``item``, ``tolist``, a choice by a mask,
+    a copy to the CPU) gets an error, where a GPU would make the processor wait for it. What is
+    drawn on the CPU stays there, and may be asked.
+    """
+    method, step = built(name, index).to("meta"), step_at()
+    try:
+        method.before_step(step)
+        outcome = method(volumes_of(method).to("meta"), step)
+        torch.stack(list(outcome.losses.values())).sum().backward()
+        method.after_backward(step)
+        method.after_step(step)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error).lower():
+            raise
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_no_step_waits_for_the_device(name, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "Generator", OnCpu)
+    found = [waits(name, index) for index in range(len(SMALL[name]))]
+    assert any(found) == (name in WAITS)

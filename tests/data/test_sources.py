@@ -242,6 +242,10 @@ def test_channels_of_a_list_are_put_together(tmp_path):
         ("path,label\na,b\n", "no column 'image'"),
         ("image,split\na.nii.gz,later\n", "line 2: split 'later'"),
         ("image,split\n,train\n", "line 2: no image"),
+        ("image,label\n\na.nii.gz,b,c\n", "line 3: 3 cells, but 2 columns"),
+        ("a.nii.gz,a.nii.gz,train\n", "no column 'image'"),
+        ("\n\n", "an empty list"),
+        ("image,label\n", "an empty list"),
     ],
 )
 def test_a_wrong_list_is_an_error(tmp_path, text, reason):
@@ -249,6 +253,41 @@ def test_a_wrong_list_is_an_error(tmp_path, text, reason):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(DataError, match=reason):
         discover(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.txt"])
+@pytest.mark.parametrize("header", ["", "image\n"])
+def test_a_plain_list_of_paths_needs_no_header(tmp_path, name, header):
+    image(tmp_path / "sub" / "a.nii.gz")
+    other = image(tmp_path / "elsewhere" / "b.nii.gz")
+    place = tmp_path / "sub" / name
+    place.write_text(f"{header}a.nii.gz\n{other}\ngone.nii.gz\n")
+    sources, refused = discover(place)
+    assert [source.images for source in sources] == [(place.parent / "a.nii.gz",), (other,)]
+    assert [item.reason for item in refused] == [f"no such file ({place}, line {3 + bool(header)})"]
+
+
+def test_a_second_column_without_a_header_is_the_label(tmp_path):
+    image(tmp_path / "a, b.nii.gz")
+    label(tmp_path / "mask.nii.gz")
+    (tmp_path / "list.csv").write_text('"a, b.nii.gz",mask.nii.gz\n')
+    (source,), _ = discover(tmp_path / "list.csv")
+    assert source.images == (tmp_path / "a, b.nii.gz",)
+    assert source.label == tmp_path / "mask.nii.gz"
+
+
+def test_a_list_that_is_no_text_is_an_error(tmp_path):
+    (tmp_path / "list.csv").write_bytes(b"image\n\xff\xfe.nii.gz\n")
+    with pytest.raises(DataError, match=r"list\.csv: not a text file in UTF-8"):
+        discover(tmp_path / "list.csv")
+
+
+def test_a_number_sign_inside_a_path_is_part_of_it(tmp_path):
+    image(tmp_path / "case#1.nii.gz")
+    (tmp_path / "list.txt").write_text("# all\ncase#1.nii.gz # the only one\n")
+    (source,), refused = discover(tmp_path / "list.txt")
+    assert source.images == (tmp_path / "case#1.nii.gz",)
+    assert not refused
 
 
 def test_a_decathlon_folder_is_what_its_list_says(tmp_path):
@@ -332,19 +371,6 @@ def test_a_wrong_dataset_file_is_an_error(tmp_path, text):
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(DataError, match=r"dataset\.json"):
         discover(tmp_path / "dataset.json")
-
-
-def test_bids_gives_anatomical_images_by_subject(tmp_path):
-    (tmp_path / "dataset_description.json").write_text("{}")
-    image(tmp_path / "sub-01/anat/sub-01_T1w.nii.gz")
-    image(tmp_path / "sub-02/ses-1/anat/sub-02_ses-1_T2w.nii.gz")
-    image(tmp_path / "sub-02/ses-1/func/sub-02_ses-1_bold.nii.gz")
-    sources, refused = discover(tmp_path)
-    assert [(s.id, s.group, s.modality) for s in sources] == [
-        ("sub-01_T1w", "sub-01", "MR"),
-        ("sub-02_ses-1_T2w", "sub-02", "MR"),
-    ]
-    assert [item.path.name for item in refused] == ["func"]
 
 
 def test_arrays_of_a_medmnist_file_are_cases_with_targets(tmp_path):

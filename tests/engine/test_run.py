@@ -83,6 +83,7 @@ def test_what_does_not_touch_the_weights_may_change(tmp_path):
         "checkpoint_every",
         "keep_checkpoints",
         "validate_every",
+        "trackers",
     }
     again = opened(tmp_path / "run", other, resume=True)
     assert again.digest == run.digest == digest(CONFIG)

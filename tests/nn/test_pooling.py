@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from voco.nn.pooling import hypercolumns
+from voco.nn.pooling import hypercolumns, split_for_caches
 
 
 def test_a_level_as_fine_as_the_volume_is_read_voxel_by_voxel():
@@ -22,3 +23,12 @@ def test_levels_are_joined_in_their_order():
     pyramid = [torch.full((1, width, 2, 2, 2), float(width)) for width in (1, 2)]
     found = hypercolumns(pyramid, torch.zeros(3, 3, dtype=torch.int64), (4, 4, 4))
     assert torch.equal(found, torch.tensor([[1.0, 2.0, 2.0]] * 3))
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "pieces"),
+    [(64, 18, [2] * 9), (64, 5, [3, 2]), (64, 1, [1]), (96, 2, [1, 1]), (32, 18, [18])],
+)
+def test_crops_are_split_evenly_into_pieces_that_caches_hold(side, count, pieces):
+    crops = torch.empty(1).expand(count, 1, side, side, side)
+    assert [len(piece) for piece in split_for_caches(crops)] == pieces

@@ -7,6 +7,7 @@ import pytest
 import torch
 from blobs import NETWORK, TASK, blob_store, recipe
 
+from voco.backbones.resenc_unet import repeated_names
 from voco.data.store import Preprocessing, Store
 from voco.errors import ConfigError, Interrupted, StoreError, UsageError, WeightsError
 from voco.weights import read_handover, read_tensors
@@ -122,6 +123,20 @@ def test_weights_are_loaded_and_accounted_for(store, short_run, tmp_path, capsys
     assert about["sha256"] == read_handover(short_run).weights_sha256
     assert "100 % of the encoder" in about["summary"]
     assert about["summary"] in capsys.readouterr().err
+
+
+def test_a_published_file_is_started_from_and_accounted_for(store, tmp_path):
+    config = recipe(**SHORT | {"steps": 1})
+    torch.manual_seed(3)
+    network = config.backbone.build(5).network
+    torch.save({"network_weights": repeated_names(network.state_dict())}, tmp_path / "other.pth")
+    run = finetune(config, [store], tmp_path / "other.pth", tmp_path / "run")
+    about = json.loads((run / "weights.json").read_text())
+    accounting = about["accounting"]
+    assert "nnssl or OpenMind" in accounting["origin"]
+    assert accounting["tensors"][0] == accounting["tensors"][1] > 0
+    assert [part["reason"] for part in accounting["left_out"]] == ["the encoder, listed once more"]
+    assert about["leaks"]["certain"] is False  # it does not tell what it has learnt from
 
 
 def test_both_arms_start_with_the_same_new_parts(store):

@@ -1,10 +1,15 @@
 import csv
 import json
+import sys
+from xml.etree import ElementTree
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from blobs import VALUES, blob, blob_store, raised, recipe
+from dicom_files import write_series
+from pydicom.uid import generate_uid
 
 from voco.data.imageio import read_image, read_label, write_image
 from voco.errors import DataError, UsageError, WeightsError
@@ -67,6 +72,12 @@ def test_masks_are_good_and_lie_on_the_grid_of_their_scan(run, scans, tmp_path):
     assert json.loads((tmp_path / "masks" / "labels.json").read_text()) == {
         str(value): name for value, name in VALUES.items()
     }
+    lines = (tmp_path / "masks" / "labels.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["0", "205", "420"]
+    header = nib.load(done.files[0]).header
+    names = ElementTree.fromstring(header.extensions[0].content.rstrip(b"\0")).iter("Label")
+    assert {int(e.get("Key")): e.text for e in names} == VALUES
+    assert header.get_intent()[0] == "label"
 
 
 def test_a_mask_is_the_same_whatever_the_scan_lies_beside(run, scans, tmp_path):
@@ -162,19 +173,72 @@ def test_a_classification_gives_a_table_of_scores(store, tmp_path):
         assert float(row["plain"]) + float(row["raised"]) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.fixture
+def series(tmp_path):
+    """A blob as a DICOM series, head first."""
+    image, _ = blob(100, (26, 36, 20))
+    folder = tmp_path / "series"
+    write_series(
+        folder,
+        (image[0].transpose(2, 1, 0) + 200).astype(np.uint16),
+        Modality="MR",
+        RescaleIntercept=-200,
+        PixelSpacing=[1, 1],
+        positions=[(0, 0, -index) for index in range(20)],
+        FrameOfReferenceUID=generate_uid(),
+    )
+    return folder
+
+
+def test_a_dicom_series_gets_a_segmentation_that_refers_to_it(run, series, tmp_path):
+    hd = pytest.importorskip("highdicom")
+    done = predict(run, [series], tmp_path / "masks", mask_format="both")
+    assert [file.name for file in done.files] == ["series.nii.gz", "series.seg.dcm"]
+    segmentation = hd.seg.segread(done.files[1])
+    assert [item.SegmentLabel for item in segmentation.SegmentSequence] == ["dark", "bright"]
+    volume = segmentation.get_volume(combine_segments=True)
+    mask = read_label(done.files[0])
+    assert set(np.unique(mask.array)) == set(VALUES)
+    lps = np.diag([-1.0, -1, 1, 1])
+    for place in np.argwhere(mask.array[0] > 0)[::50]:
+        world = lps @ mask.grid.affine @ [*place, 1]
+        index = tuple(volume.map_reference_to_indices(world[None, :3])[0].round().astype(int))
+        assert volume.array[index] == {205: 1, 420: 2}[mask.array[0][tuple(place)]]
+
+
+def test_a_scan_that_is_not_dicom_gets_no_segmentation_and_the_others_do(
+    run, series, scans, tmp_path
+):
+    pytest.importorskip("highdicom")
+    places = [series, files(scans)[0]]
+    done = predict(run, places, tmp_path / "m", modality="MR", mask_format="dicomseg")
+    assert [file.name for file in done.files] == ["series.seg.dcm"]
+    assert done.scans == 1
+    assert "is not DICOM" in done.failures[0][1]
+    assert "--format nifti" in done.failures[0][1]
+
+
+def test_without_highdicom_its_extra_is_named(run, series, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(UsageError, match=r"pip install 'voco\[dicomseg\]'"):
+        predict(run, [series], tmp_path / "m", mask_format="dicomseg")
+
+
 def test_training_and_prediction_see_the_same_voxels(store, run, tmp_path):
     from voco.data.patches import scaling
     from voco.data.source import Source
     from voco.data.store import Store
-    from voco.workflows.predict import _prepare, _scaled, load_model
+    from voco.scans import prepare_scan, scaled
+    from voco.workflows.predict import load_model
 
     image = raised(blob(3)[0])
     write_image(Volume(image, Grid(image.shape[1:], np.eye(4))), tmp_path / "a.nii.gz")
     model = load_model(run)
-    ready = _prepare(Source("a", (tmp_path / "a.nii.gz",)), model, "MR")
+    ready = prepare_scan(Source("a", (tmp_path / "a.nii.gz",)), model.handover, "MR")
     stored = Store(store)
     assert np.array_equal(ready.image, stored.read("blob3"))
     ours = scaling(ready, model.handover.intensity)
     theirs = scaling(stored.cases["blob3"], model.handover.intensity)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert _scaled(model, ready, ready.image).shape == (1, *ready.grid.shape)
+    volume = scaled(ready.image, ready, model.handover, model.device)
+    assert volume.shape == (1, *ready.grid.shape)

@@ -1,14 +1,15 @@
 import json
+import shutil
 
 import pytest
 import torch
 from blobs import blob_store
-from pretraining import plain_log, recipe
+from pretraining import FAST, plain_log, recipe
 from safetensors.torch import load_file
 
-from voco.errors import ConfigError, StoreError
-from voco.weights import read_handover
-from voco.workflows.pretrain import build_method, pretrain
+from voco.errors import ConfigError, StoreError, WeightsError
+from voco.weights import passport, read_handover, transfer
+from voco.workflows.pretrain import build_method, pretrain, started_method
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,48 @@ def test_a_damaged_scan_stops_the_run_with_its_name(tmp_path):
 def test_mixed_precision_trains(store, tmp_path):
     folder = pretrain(recipe(precision="bf16-mixed"), [store], tmp_path / "run")
     assert len(plain_log(folder)) == 4
+
+
+def test_a_checkpoint_hands_on_heads_and_teacher(run, store, tmp_path, capsys):
+    checkpoint = run / "checkpoints" / "step-00000006"
+    state = load_file(checkpoint / "task.safetensors")
+    config = recipe(steps=9, optimizer={"lr": 0.02}, seed=4)
+    method, accounting = started_method(config, checkpoint)
+    assert accounting.share == 1.0
+    ours = method.state_dict()
+    assert ours.keys() == state.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in state.items())
+    onwards = pretrain(recipe(steps=1), [store], tmp_path / "onwards", weights=checkpoint)
+    about = json.loads((onwards / "weights.json").read_text())
+    assert about["weights"] == str(checkpoint)
+    assert about["accounting"]["tensors"] == [len(state), len(state)]
+    assert about["summary"] in capsys.readouterr().err
+
+
+def test_a_backbone_can_be_started_from_a_checkpoint(run):
+    checkpoint = run / "checkpoints" / "step-00000006"
+    backbone = recipe().backbone.build()
+    assert transfer(backbone, checkpoint).share == 1.0
+    state = backbone.network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights(run).items())
+    found = passport(checkpoint)
+    assert (found.kind, found.backbone, found.fits[0].fits) == ("checkpoint", "resenc_unet", True)
+
+
+def test_a_checkpoint_of_another_method_or_a_damaged_one_is_refused(run, tmp_path):
+    checkpoint = run / "checkpoints" / "step-00000006"
+    with pytest.raises(WeightsError, match="is of VoCo, asked for is SimCLR"):
+        started_method(recipe(method={"name": "simclr", "crop": [8, 8, 8]}), checkpoint)
+    with pytest.raises(WeightsError, match="do not fit the network"):
+        started_method(recipe(method={**FAST["method"], "hidden": 8}), checkpoint)
+    shutil.copytree(run, tmp_path / "copy")
+    copy = tmp_path / "copy" / "checkpoints" / "step-00000006"
+    (copy / "task.safetensors").write_bytes(b"torn")
+    with pytest.raises(WeightsError, match=r"checksum of task\.safetensors does not match"):
+        started_method(recipe(), copy)
+
+
+def test_a_run_of_one_channel_goes_on_with_two(run):
+    config = recipe(backbone={**FAST["backbone"], "in_channels": 2})
+    _, accounting = started_method(config, run)
+    assert "1 input channel made 2" in str(accounting)

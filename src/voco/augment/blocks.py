@@ -43,19 +43,24 @@ def between(places: Tensor, low: Tensor, high: Tensor) -> Int64[Tensor, "..."]:
     return low + (places.double() * room).long().minimum(room - 1)
 
 
-def numbered_voxels(boxes: Boxes, size: Shape3) -> tuple[Int64[Tensor, "v"], Int64[Tensor, "v"]]:
+def numbered_voxels(
+    boxes: Boxes, size: Shape3, device: torch.device | None = None
+) -> tuple[Int64[Tensor, "v"], Int64[Tensor, "v"]]:
     """All voxels of boxes, box by box, so that boxes need no loop.
 
     Args:
-        boxes: Inside the volume.
+        boxes: Inside the volume; on the CPU, so that no device is waited for to count them.
         size: Voxels of the volume; they are numbered with z innermost.
+        device: Where the numbers are to be; ``None`` is the CPU.
 
     Returns:
         The number of each voxel's box, rising, and the voxel's own number.
     """
+    total = int((boxes[:, 1] - boxes[:, 0]).prod(dim=1).sum())
+    boxes = boxes.to(device, non_blocking=True)
     edges = boxes[:, 1] - boxes[:, 0]
     counts = edges.prod(dim=1)
-    box = torch.arange(len(boxes), device=boxes.device).repeat_interleave(counts)
+    box = torch.arange(len(boxes), device=device).repeat_interleave(counts, output_size=total)
     within = torch.arange(len(box), device=boxes.device) - (counts.cumsum(0) - counts)[box]
     _, rows, columns = edges[box].unbind(dim=1)
     x, y, z = boxes[box, 0].unbind(dim=1)

@@ -57,26 +57,32 @@ def shuffled(
     rows = volumes.flatten(2)
     return torch.stack(
         [
-            row[:, origins(box.to(row.device), size, seed, order)] if yes else row
+            row[:, origins(box, size, seed, order, row.device)] if yes else row
             for row, box, seed, yes in zip(rows, boxes, seeds.tolist(), chosen, strict=True)
         ]
     ).view_as(volumes)
 
 
-def origins(boxes: Boxes, size: Shape3, seed: int, order: Order = "own") -> Int64[Tensor, "v"]:
+def origins(
+    boxes: Boxes,
+    size: Shape3,
+    seed: int,
+    order: Order = "own",
+    device: torch.device | None = None,
+) -> Int64[Tensor, "v"]:
     """From which voxel each voxel of a volume comes, if voxels are shuffled within boxes.
 
     All boxes at once: a voxel in several boxes comes from within the last of them.
 
     Args:
-        boxes: Inside the volume.
+        boxes: Inside the volume; on the CPU.
         size: Voxels of the volume; they are numbered with z innermost.
         seed: Of the orders within the boxes.
         order: Whether boxes of one size have the same order.
+        device: Where they are shuffled; ``None`` is the CPU.
     """
-    device = boxes.device
-    box, place = numbered_voxels(boxes, size)
-    generator = torch.Generator(device).manual_seed(seed)
+    box, place = numbered_voxels(boxes, size, device)
+    generator = torch.Generator(device or "cpu").manual_seed(seed)
     if order == "own":
         noise = torch.rand(len(box), generator=generator, device=device, dtype=torch.float64)
     else:
@@ -84,11 +90,12 @@ def origins(boxes: Boxes, size: Shape3, seed: int, order: Order = "own") -> Int6
         longest = int((boxes[:, 1] - boxes[:, 0]).prod(dim=1).max())
         noise = torch.rand(longest, generator=generator, device=device, dtype=torch.float64)[within]
     sources = (box + noise).argsort()  # sorts within each box alone
-    voxels = torch.arange(size[0] * size[1] * size[2], device=device)
+    count = size[0] * size[1] * size[2]
+    voxels = torch.arange(count + 1, device=device)
     last = torch.full_like(voxels, -1).scatter_reduce(0, place, box, "amax")
-    counted = box == last[place]
-    voxels[place[counted]] = place[sources][counted]
-    return voxels
+    # Voxels of an earlier box go beyond the end: to leave them out would mean to count them.
+    voxels[torch.where(box == last[place], place, count)] = place[sources]
+    return voxels[:count]
 
 
 def block_sides(size: Shape3) -> Int64[Tensor, "2 three"]:

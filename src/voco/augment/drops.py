@@ -8,6 +8,7 @@ than that share is covered: about 13 % on average where the share is up to 30 %.
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -72,7 +73,7 @@ def filled_with_noise(
         ends: The least and the largest value of every box.
     """
     channels, *size = volume.shape
-    box, place = numbered_voxels(boxes.to(volume.device), (size[0], size[1], size[2]))
+    box, place = numbered_voxels(boxes, (size[0], size[1], size[2]), volume.device)
     generator = torch.Generator(volume.device).manual_seed(seed)
     noise = torch.empty(channels, len(box), dtype=volume.dtype, device=volume.device)
     noise.normal_(generator=generator)
@@ -81,8 +82,10 @@ def filled_with_noise(
     high = (-far).scatter_reduce(0, box, noise.amax(dim=0), "amax")
     # A box of one voxel has no range.
     shares = (noise - low[box]) / (high - low).clamp(min=1e-6)[box]
-    top = torch.full((math.prod(size),), -1, device=volume.device)
+    count = math.prod(size)
+    top = torch.full((count,), -1, device=volume.device)
     seen = box == top.scatter_reduce(0, place, box, "amax")[place]
-    out = volume.flatten(1).clone()
-    out[:, place[seen]] = (ends[0] + shares * (ends[1] - ends[0]))[:, seen]
-    return out.view_as(volume)
+    # What lies under a later box goes beyond the end: to leave it out would mean to count it.
+    out = F.pad(volume.flatten(1), (0, 1))
+    out[:, torch.where(seen, place, count)] = ends[0] + shares * (ends[1] - ends[0])
+    return out[:, :count].reshape(volume.shape)

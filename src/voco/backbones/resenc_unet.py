@@ -56,6 +56,7 @@ class ResEncUNet(Backbone):
     encoder_prefixes: ClassVar = ("encoder.",)
     decoder_prefixes: ClassVar = ("decoder.stages.", "decoder.transpconvs.")
     head_prefixes: ClassVar = ("decoder.seg_layers.",)
+    input_weights: ClassVar = ("encoder.stem.convs.0.conv.weight",)
 
     def __init__(self, config: ResEncUNetConfig, out_channels: int) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from voco.backbone import BackboneConfig, MaskedBackbone
+from voco.backbones.swin_blocks import basic_block, stages, up_block
 from voco.nn.masking import replaced
 from voco.shapes import Level, Volumes
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from monai.networks.nets import swin_unetr
 
 Four = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+
+Merging = Literal["fixed", "legacy"]
+"""How patches are merged: names and shapes of the tensors are the same."""
 
 
 class SwinUNETRConfig(BackboneConfig):
@@ -34,6 +38,11 @@ class SwinUNETRConfig(BackboneConfig):
     """Transformer blocks in each stage."""
     num_heads: Four = (3, 6, 12, 24)
     """Attention heads in each stage."""
+    merging: Merging | None = None
+    """How four stages halve the resolution. ``fixed``: eight neighbours become one, as MONAI does
+    it from 1.5 on. ``legacy``: two of the eight are taken twice and two never, as MONAI did it up
+    to 1.4 and as all weights of that time expect it. ``None``: as the weights that a run starts
+    from expect it, and ``fixed`` if there are none."""
     use_checkpoint: bool = False
     """Whether to recompute the transformer blocks in the backward pass: less memory, more time."""
     drop_rate: float = Field(default=0.0, ge=0, le=1)
@@ -87,6 +96,11 @@ class SwinUNETR(MaskedBackbone):
     token_prefixes: ClassVar = ("swinViT.",)
     patch_prefixes: ClassVar = ("swinViT.patch_embed.",)
     position_suffixes: ClassVar = ("relative_position_bias_table",)
+    input_weights: ClassVar = (
+        "swinViT.patch_embed.proj.weight",
+        "encoder1.layer.conv1.conv.weight",
+        "encoder1.layer.conv3.conv.weight",
+    )
 
     def __init__(self, config: SwinUNETRConfig, out_channels: int) -> None:
         super().__init__()
@@ -98,24 +112,30 @@ class SwinUNETR(MaskedBackbone):
         self.channels = (size, size, 2 * size, 4 * size, 8 * size, 16 * size)
         self.decoded_channels = self.embedding_width = size
         self.library_arguments = {
-            **config.model_dump(exclude={"name"}),
+            **config.model_dump(exclude={"name", "merging"}),
             "out_channels": out_channels,
             "spatial_dims": 3,
         }
-        network = swin_unetr.SwinUNETR(**self.library_arguments)
+        kind = swin_unetr.SwinUNETR
+        if config.merging == "legacy":
+            from voco.backbones.legacy_merging import LegacySwinUNETR  # noqa: PLC0415 (as above)
+
+            kind = LegacySwinUNETR
+        network = kind(**self.library_arguments)
         self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode(self, volumes: Volumes) -> list[Level]:
         """Features of the six levels."""
-        net = self.network
-        hidden = net.swinViT(volumes, net.normalize)
+        net, vit = self.network, self.network.swinViT
+        maps = stages(vit, vit.pos_drop(vit.patch_embed(volumes)))
+        hidden = [vit.proj_out(each, net.normalize) for each in maps]
         return [
-            net.encoder1(volumes),
-            net.encoder2(hidden[0]),
-            net.encoder3(hidden[1]),
-            net.encoder4(hidden[2]),
+            basic_block(net.encoder1, volumes),
+            basic_block(net.encoder2, hidden[0]),
+            basic_block(net.encoder3, hidden[1]),
+            basic_block(net.encoder4, hidden[2]),
             hidden[3],
-            net.encoder10(hidden[4]),
+            basic_block(net.encoder10, hidden[4]),
         ]
 
     @property
@@ -131,10 +151,10 @@ class SwinUNETR(MaskedBackbone):
         """Features at 16, 8, 4, 2 and 1 voxels."""
         net = self.network
         ups = (net.decoder5, net.decoder4, net.decoder3, net.decoder2, net.decoder1)
-        stages = [pyramid[5]]
+        decoded = [pyramid[5]]
         for up, skip in zip(ups, reversed(pyramid[:5]), strict=True):
-            stages.append(up(stages[-1], skip))
-        return stages[1:]
+            decoded.append(up_block(up, decoded[-1], skip))
+        return decoded[1:]
 
     def head(self, features: Level) -> Level:
         """A 1x1x1 convolution."""
@@ -149,8 +169,4 @@ class SwinUNETR(MaskedBackbone):
         """The Swin transformer's last map, at 32 voxels, as the block ``encoder10`` gets it."""
         vit = self.network.swinViT
         features = vit.pos_drop(replaced(vit.patch_embed(volumes), hidden, mask_token))
-        for stage in ("layers1", "layers2", "layers3", "layers4"):
-            if vit.use_v2:
-                features = getattr(vit, f"{stage}c")[0](features.contiguous())
-            features = getattr(vit, stage)[0](features.contiguous())
-        return vit.proj_out(features, self.network.normalize)
+        return vit.proj_out(stages(vit, features)[-1], self.network.normalize)

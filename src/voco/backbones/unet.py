@@ -52,6 +52,7 @@ class UNet(Backbone):
     encoder_prefixes: ClassVar = ("conv_0.", "down_1.", "down_2.", "down_3.", "down_4.")
     decoder_prefixes: ClassVar = ("upcat_4.", "upcat_3.", "upcat_2.", "upcat_1.")
     head_prefixes: ClassVar = ("final_conv.",)
+    input_weights: ClassVar = ("conv_0.conv_0.conv.weight",)
 
     def __init__(self, config: UNetConfig, out_channels: int) -> None:
         super().__init__()

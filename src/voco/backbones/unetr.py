@@ -29,6 +29,7 @@ class UNETRConfig(BackboneConfig):
     """Settings of UNETR (MONAI UNETR)."""
 
     changeable: ClassVar = ("dropout_rate",)
+    adaptable: ClassVar = ("in_channels", "size")
     name: Literal["unetr"] = "unetr"
     """Selects this backbone."""
     size: Shape3 = (96, 96, 96)
@@ -91,6 +92,11 @@ class UNETR(TokenBackbone, MaskedBackbone):
     token_prefixes: ClassVar = ("vit.",)
     patch_prefixes: ClassVar = ("vit.patch_embedding.patch_embeddings.",)
     position_suffixes: ClassVar = ("position_embeddings",)
+    input_weights: ClassVar = (
+        "vit.patch_embedding.patch_embeddings.weight",
+        "encoder1.layer.conv1.conv.weight",
+        "encoder1.layer.conv3.conv.weight",
+    )
 
     def __init__(self, config: UNETRConfig, out_channels: int) -> None:
         super().__init__()

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 
 from voco.bench import loss, memory, metrics, predicting, preparing, sampling, step, views
+from voco.bench.against import against as beside
+from voco.bench.against import read_results
 from voco.bench.apart import Apart, measure_apart
 from voco.bench.data import Scans
 from voco.bench.harness import Subject, Timing, measure
+from voco.bench.step_case import Device, StepCase, cases
 from voco.data.store import write_atomically
 from voco.errors import UsageError
 
@@ -30,33 +33,52 @@ SUBJECTS = (
 """What can be measured."""
 
 
-def bench(names: Sequence[str], out: Path, *, repeats: int = 5) -> str:
+def bench(
+    names: Sequence[str],
+    out: Path,
+    *,
+    repeats: int = 5,
+    against: Path | None = None,
+    small: bool = False,
+    device: Device = "cpu",
+    compiled: bool = False,
+) -> str:
     """Measure, write ``performance.json`` and ``performance.md``, and return the latter.
 
     Args:
         names: Of :data:`SUBJECTS`; all of them if empty.
         out: Folder to write.
         repeats: Alternations of the plain path and ours.
+        against: The ``performance.json`` of an earlier run, to set ratios beside its ratios.
+        small: Take training steps of small networks, which need seconds.
+        device: Where training steps are taken.
+        compiled: Whether our training steps go through ``torch.compile``.
 
     Raises:
-        UsageError: If a name is unknown or ``repeats`` is below 1.
+        UsageError: If a name is unknown, ``repeats`` is below 1, or ``against`` is no such file.
     """
     unknown = [name for name in names if name not in SUBJECTS]
     if unknown:
         raise UsageError(f"unknown: {', '.join(unknown)}. Allowed are: {', '.join(SUBJECTS)}.")
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}.")
+    older = None if against is None else read_results(against)
     chosen = names or SUBJECTS
+    steps = cases(small=small, device=device, compiled=compiled) if "step" in chosen else ()
     with tempfile.TemporaryDirectory() as folder:
-        results = _measured(chosen, Path(folder), repeats)
+        results = _measured(chosen, Path(folder), repeats, steps)
     out.mkdir(parents=True, exist_ok=True)
     page = _page(results)
+    if older is not None:
+        page += "\n" + "\n".join(beside(results, older)) + "\n"
     write_atomically(out / "performance.json", json.dumps(results, indent=2).encode())
     write_atomically(out / "performance.md", page.encode())
     return page
 
 
-def _measured(names: Sequence[str], folder: Path, repeats: int) -> dict[str, Any]:
+def _measured(
+    names: Sequence[str], folder: Path, repeats: int, steps: Sequence[StepCase]
+) -> dict[str, Any]:
     subjects: list[Subject] = []
     results: dict[str, Any] = {"machine": _machine()}
     if "store" in names:
@@ -81,8 +103,8 @@ def _measured(names: Sequence[str], folder: Path, repeats: int) -> dict[str, Any
     results["timings"] = [timing.row() for timing in timings]
     if "memory" in names:
         results["memory"] = memory.rows(folder / "memory")
-    if "step" in names:
-        results["step"] = step.rows(min(repeats, 3))
+    if steps:
+        results["step"] = step.measured(steps, repeats)
     return results
 
 
@@ -110,8 +132,7 @@ def _page(results: dict[str, Any]) -> str:
         lines += ["", "| scan at 1.5 mm | voxels | bytes per voxel | float32 / store |"]
         lines += ["|---|---|---|---|", *map(_store_row, results["store"])]
     if "step" in results:
-        lines += ["", "| backbone | trained parameters | seconds a step | peak memory, GB |"]
-        lines += ["|---|---|---|---|", *map(_step_row, results["step"])]
+        lines += ["", *step.page(results["step"])]
     return "\n".join(lines).strip() + "\n"
 
 
@@ -133,8 +154,3 @@ def _store_row(row: dict[str, Any]) -> str:
         f"| {row['case']} | {row['voxels']} | {row['bytes_per_voxel']:.2f} "
         f"| {row['float32_over_store']:.1f} |"
     )
-
-
-def _step_row(row: dict[str, Any]) -> str:
-    millions, gigabytes = row["trained_parameters"] / 1e6, row["peak_bytes"] / 1e9
-    return f"| {row['backbone']} | {millions:.1f} M | {row['seconds']:.1f} | {gigabytes:.1f} |"

@@ -1,78 +1,231 @@
-"""One training step of VoCo per backbone: seconds and peak memory, each in a process of its own.
+"""Whole training steps, the plain path's against ours, in turns and each in a process of its own.
 
-``python -m voco.bench.step NAME REPEATS`` prints one line of JSON.
+Allocator and peak memory belong to a process, so each path gets a fresh one for every repeat; the
+two alternate, and every ratio is that of neighbours in time.
 """
 
 import json
-import resource
+import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from voco.backbone import BackboneConfig
-from voco.backbones import ResEncUNetConfig, SwinUNETRConfig, UNetConfig, UNETRConfig
-from voco.draws import Draws
-from voco.engine.allocator import keep_freed_pages
-from voco.methods.voco import VoCoConfig
-from voco.task import Step
+from voco.bench.limits import Rates, need, rates
+from voco.bench.plain_step import PlainSegmentation
+from voco.bench.step_case import StepCase
+from voco.bench.step_path import our_task, plain_module, prepare
+from voco.errors import VocoError
+from voco.tasks.segmentation import Segmentation
 
-BACKBONES: dict[str, BackboneConfig] = {
-    "unet": UNetConfig(),
-    "resenc_unet": ResEncUNetConfig(),
-    "unetr": UNETRConfig(size=(64, 64, 64)),
-    "swin_unetr-24": SwinUNETRConfig(feature_size=24),
-    "swin_unetr-48": SwinUNETRConfig(feature_size=48),
-}
-"""What is measured, in the settings of the references."""
+PARTS = ("forward", "backward", "step")
+"""What ratios are given of; the step is all three parts."""
 
-METHOD = VoCoConfig(variant="v1", grid=(2, 2, 1), crop=(64, 64, 64), query_count=1)
-"""Four base crops and a random one: the cost of a crop, in a time that can be waited for."""
+LOSS_TOLERANCE = 1e-5
+"""Largest difference of the two losses, relative to the loss, in float32."""
+
+GRADIENT_TOLERANCE = 1e-3
+"""Largest length of the difference of the two gradients, relative to the gradient, in float32."""
 
 
-def rows(repeats: int) -> list[dict[str, Any]]:
-    """One row per backbone."""
-    return [_in_a_process(name, repeats) for name in BACKBONES]
+class PathsDifferError(VocoError):
+    """The plain path and ours do not compute the same."""
 
 
-def _in_a_process(name: str, repeats: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "voco.bench.step", name, str(repeats)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure_step(name: str, repeats: int) -> dict[str, Any]:
-    """Forward, backward and optimizer step on one volume, in float32."""
-    keep_freed_pages()
-    method = METHOD.build(BACKBONES[name].build())
-    trained = [tensor for tensor in method.parameters() if tensor.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    volume = torch.rand(1, 1, *method.window)
-    before = _peak_bytes()
-    seconds = []
-    for number in range(repeats + 1):
-        began = time.perf_counter()
-        step = Step(number, repeats + 1, Draws(0, number))
-        method.before_step(step)
-        sum(method(volume, step).losses.values(), torch.zeros(())).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - began)
+def measured(cases: Sequence[StepCase], repeats: int) -> dict[str, Any]:
+    """What came out: the machine's rates, and one row per case."""
+    device = cases[0].device
+    dtype = torch.float32 if cases[0].precision == "float32" else torch.bfloat16
     return {
-        "backbone": name,
-        "trained_parameters": sum(tensor.numel() for tensor in trained),
-        "seconds": statistics.median(seconds[1:]),
-        "peak_bytes": _peak_bytes(),
-        "step_bytes": _peak_bytes() - before,
+        "machine": asdict(rates(device, dtype)),
+        "rows": [measure_case(case, repeats) for case in cases],
     }
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def measure_case(case: StepCase, repeats: int) -> dict[str, Any]:
+    """Both paths in turns, as often as asked for, or until the case's time is over.
+
+    Raises:
+        PathsDifferError: If losses or gradients differ by more than rounding does.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(case, folder)
+        began, pairs = time.perf_counter(), []
+        while len(pairs) < repeats:
+            if pairs and (time.perf_counter() - began) * (1 + 1 / len(pairs)) > case.seconds:
+                break
+            pairs.append((_process(folder, "plain"), _process(folder, "ours")))
+        differences = _differences(folder, *pairs[0], exact=case.precision == "float32")
+    return {**_row(case, pairs), **differences, "needs": needs(case)}
 
 
-if __name__ == "__main__":
-    print(json.dumps(measure_step(sys.argv[1], int(sys.argv[2]))))  # noqa: T201 (its output)
+def _process(folder: Path, which: str) -> dict[str, Any]:
+    """One path in a process of its own."""
+    command = [sys.executable, "-m", "voco.bench.step_path", str(folder), which, "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise VocoError(f"the {which} path failed ({done.returncode}): {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _row(case: StepCase, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": case.name,
+        "what": case.what,
+        "backbone": case.backbone,
+        "device": case.device,
+        "precision": case.precision,
+        "compiled": case.compiled,
+        "trained_parameters": pairs[0][1]["trained"],
+        "keeps_freed_pages": pairs[0][1]["keeps_freed_pages"],
+        "repeats": len(pairs),
+    }
+    for part in (*PARTS, "processor"):
+        row[part] = ratios([(_seconds(plain, part), _seconds(ours, part)) for plain, ours in pairs])
+    row["peak_bytes"] = ratios([(a["peak_bytes"], b["peak_bytes"]) for a, b in pairs])
+    return row
+
+
+def _seconds(result: dict[str, Any], part: str) -> float:
+    if part == "step":
+        return sum(statistics.median(result[each]) for each in ("forward", "backward", "update"))
+    return statistics.median(result[part])
+
+
+def ratios(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Medians of both sides, and the median, least and largest of the ratios of the pairs."""
+    every = [plain / ours for plain, ours in pairs]
+    return {
+        "plain": statistics.median(plain for plain, _ in pairs),
+        "ours": statistics.median(ours for _, ours in pairs),
+        "ratio": statistics.median(every),
+        "low": min(every),
+        "high": max(every),
+    }
+
+
+def _differences(
+    folder: Path, plain: dict[str, Any], ours: dict[str, Any], *, exact: bool
+) -> dict[str, float]:
+    return compared(
+        (plain["loss"], load_file(folder / "plain.safetensors")),
+        (ours["loss"], load_file(folder / "ours.safetensors")),
+        exact=exact,
+    )
+
+
+Gradients = dict[str, torch.Tensor]
+
+
+def compared(
+    plain: tuple[float, Gradients], ours: tuple[float, Gradients], *, exact: bool = True
+) -> dict[str, float]:
+    """How far losses and gradients are apart.
+
+    Args:
+        plain: Loss and gradients by name.
+        ours: The same.
+        exact: Whether more than rounding is an error.
+
+    Returns:
+        ``loss_difference``, relative to the loss, and ``gradient_difference``, the length of the
+        difference relative to that of the gradient.
+
+    Raises:
+        PathsDifferError: If they train other parameters, or differ by more than rounding.
+    """
+    (one, theirs), (other, own) = plain, ours
+    if set(theirs) != set(own):
+        raise PathsDifferError(f"trained by one path alone: {sorted(set(theirs) ^ set(own))}.")
+    apart = sum(float((theirs[name] - own[name]).double().square().sum()) for name in own)
+    length = sum(float(tensor.double().square().sum()) for tensor in theirs.values())
+    found = {
+        "loss_difference": abs(one - other) / abs(one),
+        "gradient_difference": (apart / length) ** 0.5,
+    }
+    limits = (LOSS_TOLERANCE, GRADIENT_TOLERANCE)
+    if exact and any(value > most for value, most in zip(found.values(), limits, strict=True)):
+        raise PathsDifferError(f"the two paths do not give the same: {found}, allowed {limits}.")
+    return found
+
+
+def needs(case: StepCase) -> dict[str, dict[str, int]]:
+    """Arithmetic and traffic of the networks' passes on both paths, on tensors without storage.
+
+    Forward and backward, and the teacher's forward pass; not the loss and the optimizer, which
+    need next to no arithmetic.
+    """
+    count = case.volumes
+    if case.classes is None:
+        count *= case.queries + math.prod(case.grid)
+    crops = torch.empty(count, 1, *(case.side,) * 3, device="meta")
+    sides = {"plain": plain_module(case).to("meta"), "ours": our_task(case).to("meta")}
+    return {
+        name: asdict(need(lambda m=module: _passes(m, crops))) for name, module in sides.items()
+    }
+
+
+def _passes(module: Any, crops: torch.Tensor) -> None:  # noqa: ANN401 (either path's module)
+    if isinstance(module, PlainSegmentation | Segmentation):
+        network = module.network if isinstance(module, PlainSegmentation) else module.backbone
+        network(crops).sum().backward()
+        return
+    with torch.no_grad():
+        module.teacher.pool(crops)
+    module.student.pool(crops).sum().backward()
+
+
+def page(results: dict[str, Any]) -> list[str]:
+    """Tables of what :func:`measured` gave."""
+    machine = Rates(**results["machine"])
+    lines = [
+        "| step | forward | backward | whole step | plain, s | voco, s | peak memory, GB | "
+        "loss, gradient apart |",
+        "|---|---|---|---|---|---|---|---|",
+        *map(_ratio_line, results["rows"]),
+        "",
+        "Measured on this machine just before: "
+        f"convolution {machine.convolution / 1e9:.0f} GFLOP/s, "
+        f"matrix product {machine.product / 1e9:.0f} GFLOP/s, copy {machine.copy / 1e9:.1f} GB/s.",
+        "",
+        "| step | path | TFLOP | GB touched | operators | at the convolution's rate, s | at the "
+        "copy's rate, s | took, s | of the arithmetic limit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        _need_line(row, side, machine) for row in results["rows"] for side in ("plain", "ours")
+    ]
+    return lines
+
+
+def _ratio_line(row: dict[str, Any]) -> str:
+    shares = " | ".join(
+        f"{row[part]['ratio']:.2f} ({row[part]['low']:.2f} to {row[part]['high']:.2f})"
+        for part in PARTS
+    )
+    memory = row["peak_bytes"]
+    return (
+        f"| `{row['name']}`: {row['what']} | {shares} | {row['step']['plain']:.2f} "
+        f"| {row['step']['ours']:.2f} | {memory['plain'] / 1e9:.1f} → {memory['ours'] / 1e9:.1f} "
+        f"({1 / memory['ratio']:.2f}) | {row['loss_difference']:.0e}, "
+        f"{row['gradient_difference']:.0e} |"
+    )
+
+
+def _need_line(row: dict[str, Any], side: str, machine: Rates) -> str:
+    needs, took = row["needs"][side], row["step"][side]
+    least, moving = needs["flops"] / machine.convolution, needs["touched"] / machine.copy
+    return (
+        f"| `{row['name']}` | {side} | {needs['flops'] / 1e12:.2f} | {needs['touched'] / 1e9:.0f} "
+        f"| {needs['operators']} | {least:.2f} | {moving:.2f} | {took:.2f} "
+        f"| {least / took:.0%} |"
+    )

@@ -29,6 +29,8 @@ class Task(Config):
     pretraining: PretrainConfig | None = None
     finetuning: FinetuneConfig | None = None
     data: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+    """Stores whose test cases a pre-training must not see."""
     folder: str
     """Where it writes."""
     weights: str | None = None
@@ -63,6 +65,7 @@ def task_of(
     return Task(
         kind=job.kind,
         data=job.data,
+        exclude=job.exclude,
         folder=str(out / job.folder),
         test=test,
         seconds=job.seconds,
@@ -86,7 +89,7 @@ def do(task: Task) -> dict[str, Any]:
         return _measure_budget(task, folder)
     if task.kind == "pretraining":
         assert task.pretraining is not None
-        pretrain(task.pretraining, task.data, folder, resume=True)
+        pretrain(task.pretraining, task.data, folder, resume=True, exclude=task.exclude)
         facts = _training_facts(folder)
         _tidy(folder, task.keep)
         return facts

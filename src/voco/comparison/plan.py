@@ -53,6 +53,7 @@ class Job:
         data: Its stores.
         needs: Jobs that must be done before, by id.
         seconds: Budget that replaces the recipe's steps.
+        exclude: Stores whose test cases are kept out of it, copies included.
     """
 
     kind: Kind
@@ -61,6 +62,7 @@ class Job:
     data: tuple[str, ...]
     needs: tuple[str, ...] = ()
     seconds: float | None = None
+    exclude: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -78,7 +80,7 @@ class Job:
         config = self.config
         if self.seconds is not None:  # then the recipe's steps do not count
             config = config.model_copy(update={"steps": 1})
-        known: list[Any] = [digest(config), self.seconds, *self.needs]
+        known: list[Any] = [digest(config), self.seconds, *self.needs, *self.exclude]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
@@ -209,6 +211,7 @@ def _trained_before(config: ComparisonConfig, row: _Row, seed: int) -> Iterator[
     if row.method == SCRATCH:
         return
     recipe = _pretraining(config, row.method, row.backbone, seed)
+    exclude = config.data if config.leaks == "exclude" else ()
     needs: tuple[str, ...] = ()
     if config.seconds is not None:
         first = _pretraining(config, row.method, row.backbone, 0)
@@ -217,7 +220,7 @@ def _trained_before(config: ComparisonConfig, row: _Row, seed: int) -> Iterator[
         needs = (budget.id,)
         yield budget
     place = Place(row.method, row.backbone, pretraining_seed=str(seed))
-    yield Job("pretraining", place, recipe, config.pretrain_data, needs, config.seconds)
+    yield Job("pretraining", place, recipe, config.pretrain_data, needs, config.seconds, exclude)
 
 
 def _tuned(

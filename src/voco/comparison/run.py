@@ -17,6 +17,7 @@ from types import FrameType
 
 from voco.comparison.claims import HEARTBEAT_SECONDS, Claim, Claims
 from voco.comparison.jobs import task_of
+from voco.comparison.leaks import check_leaks
 from voco.comparison.outcomes import Outcome, Outcomes
 from voco.comparison.plan import Job, Place, Plan, plan
 from voco.comparison.settings import ComparisonConfig, UnseenScans
@@ -86,7 +87,8 @@ def compare(
         overwrite: Remove what lies there.
 
     Raises:
-        ConfigError: If the recipe does not fit the data or what was done with it before.
+        ConfigError: If the recipe does not fit the data or what was done with it before, or if
+            a scan to measure on is also learnt from.
         StoreError: If a store is missing or damaged.
         UsageError: If the folder may not be written.
         Interrupted: After SIGTERM or Ctrl-C, when the job has stopped in good order.
@@ -99,7 +101,9 @@ def compare(
     out = Path(out)
     planned = plan(config)
     _open(out, resume=resume, overwrite=overwrite)
-    session = _Session(config, planned, out, collect(config, out))
+    test = collect(config, out)
+    check_leaks(config, test, out)
+    session = _Session(config, planned, out, test)
     write_atomically(out / RECIPE_FILE, to_yaml(config).encode())
     with Worker() as worker, session.listening(worker):
         session.work(worker)
@@ -333,11 +337,11 @@ def _open(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _settings(planned: Plan) -> dict[str, str]:
     """By job: a hash of all that its result depends on."""
-    paths = dict.fromkeys(path for job in planned.jobs for path in job.data)
+    paths = dict.fromkeys(path for job in planned.jobs for path in (*job.data, *job.exclude))
     stores = {path: Store(path).digest for path in paths}
     found: dict[str, str] = {}
     for job in planned.jobs:  # what a job needs comes before it
-        parts = [job.settings, *(stores[path] for path in job.data)]
+        parts = [job.settings, *(stores[path] for path in (*job.data, *job.exclude))]
         parts += [found[need] for need in job.needs]
         found[job.id] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return found

@@ -105,6 +105,9 @@ class ComparisonConfig(Config):
     that train a decoder as well, both (``full``)."""
     against: Name | None = None
     """A row that the others are tested against, beside scratch."""
+    leaks: Literal["refuse", "exclude", "report"] = "refuse"
+    """What to do if a scan that is measured on is also learnt from, under whatever name: end with
+    an error; leave its copies out of pre-training; or go on, and say so with every value."""
     tolerance_mm: NonNegativeFloat = 2.0
     """Distance within which two surfaces agree (NSD)."""
     keep: Literal["tables", "weights", "all"] = "weights"

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from voco.comparison.outcomes import Outcome
 from voco.comparison.plan import Job, Place, Plan, row_order
@@ -16,6 +17,7 @@ from voco.evaluation.comparisons import (
     Value,
     read_values,
 )
+from voco.evaluation.convention import convention_of, refuse_mixed
 from voco.evaluation.standing import Cell, Gain, Rank, Results, Row, cells, gains, ranks
 from voco.evaluation.tables import number_text, read_scores, write_rows
 
@@ -35,13 +37,18 @@ def write_tables(
         outcomes: Of the jobs that have ended, by id.
         held: Jobs that are being done, and where.
         out: The comparison's folder.
+
+    Raises:
+        DataError: If two jobs were measured by different conventions.
     """
     jobs = sorted(planned.jobs, key=lambda job: row_order(config, job.place))
+    done = [job for job in jobs if job.kind == "finetuning" and _done(outcomes.get(job.id))]
+    summaries = {job.id: _summary(job, out) for job in done}
+    refuse_mixed((name, convention_of(each, name)) for name, each in summaries.items())
     values = [
-        [*value[:9], number_text(value.value), value.unit]
-        for job in jobs
-        if job.kind == "finetuning" and _done(outcomes.get(job.id))
-        for value in _values(job, out)
+        [*value[:9], number_text(value.value), *value[10:]]
+        for job in done
+        for value in _values(job, out, summaries[job.id])
     ]
     write_rows(out / VALUES_FILE, Value._fields, values)
     costs = [_cost(job, outcomes, held, planned) for job in _by_kind(jobs)]
@@ -96,11 +103,15 @@ def _by_kind(jobs: Iterable[Job]) -> list[Job]:
     return sorted(jobs, key=lambda job: kinds.index(job.kind))
 
 
-def _values(job: Job, out: Path) -> Iterator[Value]:
-    folder = out / job.folder / "evaluation"
-    for score in read_scores(folder / "metrics.csv"):
-        yield Value(*job.place, *score)
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+def _summary(job: Job, out: Path) -> dict[str, Any]:
+    file = out / job.folder / "evaluation" / "summary.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _values(job: Job, out: Path, summary: Mapping[str, Any]) -> Iterator[Value]:
+    seen = summary.get("seen", {})
+    for score in read_scores(out / job.folder / "evaluation" / "metrics.csv"):
+        yield Value(*job.place, *score, seen=seen.get(score.case, ""))
     if summary["task"] == "classification":
         # These are figures of the whole set, which no mean over cases would give.
         for metric, entry in summary["mean"].items():

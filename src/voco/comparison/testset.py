@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from voco.data.labelled import Labelled, labelled_cases
 from voco.data.source import Source
 from voco.data.sources import discover, read_source
 from voco.data.store import Store
-from voco.errors import ConfigError, DataError, StoreError
+from voco.errors import ConfigError, DataError, StoreError, UsageError
 from voco.evaluation.tables import write_rows
 from voco.tasks.classification import ClassificationConfig
 from voco.volume import Volume
@@ -35,11 +35,10 @@ def collect(config: ComparisonConfig, out: Path) -> UnseenScans:
     """The scans to predict; where they come from a store, listed in the comparison's folder.
 
     Raises:
-        ConfigError: If nothing says what to measure, or a scan to measure is also learnt from.
+        ConfigError: If nothing says what to measure.
         StoreError: If a case's files are no longer there.
     """
     if config.test is not None:
-        _refuse_seen(config, _keys_of(config.test))
         return config.test
     folder = out / FOLDER
     cases = _test_cases(config)
@@ -50,7 +49,6 @@ def collect(config: ComparisonConfig, out: Path) -> UnseenScans:
             f"{folder}: the cases of the split 'test' are not those that it was begun with. Start "
             "anew in another folder."
         )
-    _refuse_seen(config, {one.case.source for one in cases})
     references = "targets.csv" if (folder / "targets.csv").is_file() else "references"
     return UnseenScans(images=(str(folder / "scans.csv"),), references=str(folder / references))
 
@@ -67,27 +65,6 @@ def _test_cases(config: ComparisonConfig) -> list[Labelled]:
             "or give test.images and test.references."
         )
     return cases
-
-
-def _keys_of(test: UnseenScans) -> set[str]:
-    sources = [source for place in test.images for source in discover(Path(place))[0]]
-    return set(source_keys(sources))
-
-
-def _refuse_seen(config: ComparisonConfig, keys: Iterable[str]) -> None:
-    """Refuse to measure on what is learnt from, as far as files tell."""
-    keys = set(keys)
-    for path in dict.fromkeys([*config.pretrain_data, *config.data]):
-        seen = [
-            case.id
-            for case in Store(path).cases.values()
-            if case.split != "test" and case.source in keys
-        ]
-        if seen:
-            raise ConfigError(
-                f"test: {len(seen)} of the scans to measure on are learnt from in {path}: "
-                f"{', '.join(seen[:3])}. Give them the split 'test' there, or measure on others."
-            )
 
 
 def _write(cases: list[Labelled], folder: Path, *, classifies: bool) -> None:
@@ -129,13 +106,14 @@ def _sources(cases: list[Labelled]) -> Iterator[Source]:
     """
     places: dict[str, dict[str, Source]] = {}
     for _, case in cases:
-        if case.place not in places:
+        place = f"{case.dataset}:{case.place}"
+        if place not in places:
             try:
-                found = discover(Path(case.place))[0] if case.place else []
-            except DataError:
+                found = discover(Path(case.place), case.dataset)[0] if case.place else []
+            except (DataError, UsageError):
                 found = []
-            places[case.place] = dict(zip(source_keys(found), found, strict=True))
-        source = places[case.place].get(case.source)
+            places[place] = dict(zip(source_keys(found), found, strict=True))
+        source = places[place].get(case.source)
         if source is None:
             raise StoreError(
                 f"case '{case.id}' is of the split 'test', and {case.source}, which it was "
@@ -148,7 +126,8 @@ def _sources(cases: list[Labelled]) -> Iterator[Source]:
 def _images(one: Labelled, source: Source, draft: Path) -> tuple[list[str], str]:
     """The files of a case and its modality; copies, where no list could say what they are."""
     several_in_one = len(source.images) == 1 and len(one.case.channels) > 1
-    if source.member is None and source.stack is None and not several_in_one:
+    plain = source.member is None and source.stack is None and not source.slices
+    if plain and not several_in_one:
         paths = [os.path.abspath(path) for path in source.images]  # noqa: PTH100 (links stay)
         return paths, one.case.stated_modality or ""
     (draft / "images").mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from jaxtyping import Float64, Shaped
 from nibabel.filebasedimages import ImageFileError
 from nibabel.freesurfer.mghformat import MGHError
 from nibabel.minc1 import MincError
+from nibabel.nifti1 import Nifti1Extension
 from nibabel.spatialimages import HeaderDataError, ImageDataError, SpatialImage
 
 from voco.data import dicom
+from voco.data.labelnames import CARET_CODE, caret_extension
 from voco.data.scan import (
     Scan,
     checked_volume,
@@ -124,7 +126,13 @@ def read_label(path: Path) -> Volume:
     return checked_volume(numbers, affine, str(path))[0]
 
 
-def write_image(volume: Volume, path: Path, *, description: str = "") -> None:
+def write_image(
+    volume: Volume,
+    path: Path,
+    *,
+    description: str = "",
+    labels: Mapping[int, str] | None = None,
+) -> None:
     """Write ``.nii.gz`` or ``.nii``, whole or not at all; equal volumes give equal bytes.
 
     One channel becomes a file with three axes, more channels the fourth axis. The numbers keep
@@ -135,6 +143,8 @@ def write_image(volume: Volume, path: Path, *, description: str = "") -> None:
         volume: What to write.
         path: Where to.
         description: Up to 79 ASCII characters for the header.
+        labels: Names of label values: the file is then marked as a label map, and its header gets
+            an extension that holds them (:mod:`voco.data.labelnames`).
 
     Raises:
         DataError: If the name ends otherwise.
@@ -142,7 +152,7 @@ def write_image(volume: Volume, path: Path, *, description: str = "") -> None:
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(f"{path}: images are written as .nii.gz or .nii.")
-    image = _nifti(volume, description)
+    image = _nifti(volume, description, labels)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as stream:
         if path.name.endswith(".gz"):
@@ -162,7 +172,7 @@ def suffix_of(path: Path) -> str:
     return max(known, key=len, default="")
 
 
-def _nifti(volume: Volume, description: str) -> nib.Nifti1Image:
+def _nifti(volume: Volume, description: str, labels: Mapping[int, str] | None) -> nib.Nifti1Image:
     array = volume.array
     if array.dtype == np.float16:
         array = array.astype(np.float32)
@@ -178,6 +188,9 @@ def _nifti(volume: Volume, description: str) -> nib.Nifti1Image:
     header: Any = image.header
     header.set_xyzt_units("mm")
     header["descrip"] = description.encode("ascii", "replace")[:79]
+    if labels is not None:
+        header.set_intent("label")
+        header.extensions.append(Nifti1Extension(CARET_CODE, caret_extension(labels)))
     return image
 
 

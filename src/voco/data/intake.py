@@ -4,18 +4,20 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from voco.data.fingerprint import Fingerprint, decode, fingerprint
+from voco.data.leaks import fingerprint_of
 from voco.data.preprocess import Prepared, prepare_volume
 from voco.data.source import Source
 from voco.data.sources import read_source
 from voco.data.store import Case, Store
-from voco.errors import DataError, VocoError
+from voco.errors import DataError, StoreError, VocoError
 
 _HEADERS = {".hdr", ".img", ".head", ".brik", ".mhd", ".nhdr"}
 """Endings of formats with the voxels in a second file of the same name."""
@@ -108,6 +110,7 @@ def make_case(job: Job, store: Store, digest: str) -> Case:
         foreground=ready.foreground,
         class_voxels=ready.class_voxels,
         warnings=tuple(dict.fromkeys((*warnings, *ready.warnings))),
+        fingerprint=look_at(job.source, ready).encode(),
         revision=0 if job.known is None else job.known.revision + 1,
     )
     case = case.model_copy(update=_stated(job, case))
@@ -128,6 +131,12 @@ def digest_source(source: Source) -> str:
     return hashlib.sha256("\n".join([*parts, source.member or ""]).encode()).hexdigest()
 
 
+def look_at(source: Source, ready: Prepared) -> Fingerprint:
+    """The fingerprint of a prepared source; that of a labelled copy is the same."""
+    files = digest_source(replace(source, label=None))
+    return fingerprint(ready.image, ready.grid.spacing_mm, files)
+
+
 def source_keys(sources: Sequence[Source]) -> list[str]:
     """What tells sources apart: the path, and a name where several share it."""
     # Not resolved: a link's own path is what the user knows.
@@ -145,7 +154,7 @@ def _take(job: Job, store: Store) -> Outcome:
         return Outcome(job, "made", make_case(job, store, digest))
     if reason := _change(job, known, digest):
         return _remake(job, known, store, digest, reason)
-    stated = _stated(job, known)
+    stated = {**_stated(job, known), **_recognisable(known, store)}
     if all(getattr(known, name) == value for name, value in stated.items()):
         return Outcome(job, "kept", known)
     revision = known.revision + 1
@@ -183,7 +192,18 @@ def _stated(job: Job, case: Case) -> Mapping[str, Any]:
         "channels": source.channels or case.channels,
         "stated_modality": job.modality or source.modality,
         "place": str(job.place),
+        "dataset": source.dataset,
     }
+
+
+def _recognisable(case: Case, store: Store) -> Mapping[str, Any]:
+    """The fingerprint, for a case that came into the store before there were any."""
+    if decode(case.fingerprint) is not None:
+        return {}
+    try:
+        return {"fingerprint": fingerprint_of(store, case).encode()}
+    except StoreError:
+        return {}  # damaged voxels are for 'voco verify' to find and to mend
 
 
 def _part(source: Source) -> str:

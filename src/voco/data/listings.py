@@ -1,4 +1,4 @@
-"""Cases that something states: a ``dataset.json``, a list, or a BIDS folder.
+"""Cases that something states: a ``dataset.json`` or a list.
 
 **dataset.json** of the Medical Segmentation Decathlon (and of MONAI's lists): ``training``,
 ``validation`` and ``test`` hold entries with ``image`` (a path, or a list of paths: channels) and
@@ -11,20 +11,19 @@ the split ``test``.
 
 **Lists**: a ``.csv`` or ``.tsv`` with a header that has ``image`` and may have ``id``, ``label``,
 ``split`` (train, validation or test), ``group``, ``target`` and ``modality``; other columns are
-not used. A ``.txt`` with one image per line (``#`` starts a comment). Paths are relative to the
-list; several channels are separated by ``;``.
-
-**BIDS**: the images in ``sub-*/[ses-*/]anat``, ``ct`` and ``pet``; the subject is the group.
+not used. Without a header the first column is the image, a second one its label. A ``.txt`` with
+one image per line (a word that begins with ``#`` starts a comment; a first line ``image`` is passed
+over). Paths are relative to the list; several channels are separated by ``;``.
 """
 
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from voco.data.imageio import READERS, suffix_of
+from voco.data.imageio import suffix_of
 from voco.data.source import Found, Refused, Source
 from voco.errors import DataError
 
@@ -70,11 +69,6 @@ def is_dataset(folder: Path) -> bool:
         return False
 
 
-def is_bids(folder: Path) -> bool:
-    """Whether a folder is the root of a BIDS data set."""
-    return (folder / "dataset_description.json").is_file() and any(folder.glob("sub-*"))
-
-
 def find_dataset(file: Path) -> Found:
     """The cases of a ``dataset.json``.
 
@@ -112,12 +106,18 @@ def find_list(file: Path) -> Found:
     Raises:
         DataError: If the list is not as described, naming the line.
     """
-    text = file.read_text(encoding="utf-8-sig")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not a text file in UTF-8 ({error}).") from None
     if file.suffix.lower() == ".txt":
-        lines = [line.split("#")[0].strip() for line in text.splitlines()]
-        rows = [(number, {"image": line}) for number, line in enumerate(lines, 1) if line]
+        lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()]
+        named = [(number, {"image": line}) for number, line in enumerate(lines, 1) if line]
+        rows = named[1:] if named and named[0][1]["image"] == "image" else named
     else:
-        rows = _rows(file, text)
+        rows = list(_rows(file, text))
+    if not rows:
+        raise DataError(f"{file}: an empty list; expected one image per line.")
     sources, refused = [], []
     for number, row in rows:
         place = f"{file}, line {number}"
@@ -125,26 +125,6 @@ def find_list(file: Path) -> Found:
             sources.append(_from_row(row, file.parent, place))
         except FileNotFoundError as error:
             refused.append(Refused(Path(error.filename), f"no such file ({place})"))
-    return sources, refused
-
-
-def find_bids(folder: Path) -> Found:
-    """The anatomical images, CT and PET of a BIDS data set."""
-    kinds = {"anat": "MR", "ct": "CT", "pet": "PT"}
-    sources, refused = [], []
-    for subject in sorted(folder.glob("sub-*")):
-        for place in sorted({*subject.glob("*/"), *subject.glob("ses-*/*/")}):
-            if not place.is_dir() or place.name.startswith("ses-"):
-                continue
-            files = [file for file in sorted(place.iterdir()) if suffix_of(file) in READERS]
-            if place.name not in kinds:
-                reason = f"BIDS '{place.name}' images are not taken, only {', '.join(kinds)}"
-                refused += [Refused(place, reason)] if files else []
-                continue
-            sources += [
-                Source(stem(file), (file,), group=subject.name, modality=kinds[place.name])
-                for file in files
-            ]
     return sources, refused
 
 
@@ -246,21 +226,41 @@ def _nnunet(file: Path, head: dict[str, Any]) -> Found:
     return sources, refused
 
 
-def _rows(file: Path, text: str) -> Iterable[tuple[int, dict[str, str]]]:
-    tabs = file.suffix.lower() == ".tsv"
-    reader = csv.DictReader(text.splitlines(), delimiter="\t" if tabs else ",")
-    names = [name.strip() for name in reader.fieldnames or []]
-    if "image" not in names:
-        raise DataError(
-            f"{file}: no column 'image' in its first line ({', '.join(names)}); the columns "
-            f"that are used are {', '.join(COLUMNS)}."
-        )
-    reader.fieldnames = names
+def _rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Lines of a table with their numbers, and their cells by column."""
+    reader = csv.reader(text.splitlines(), delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+    names: list[str] = []
     for row in reader:
-        cells = {key: (value or "").strip() for key, value in row.items() if key in COLUMNS}
-        if not cells["image"]:
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
+            continue
+        if not names:
+            names, is_header = _header(cells, file)
+            if is_header:
+                continue
+        if len(cells) > len(names):
+            raise DataError(
+                f"{file}, line {reader.line_num}: {len(cells)} cells, but {len(names)} columns "
+                f"({', '.join(names)}). A path with a separator in it must stand in quotes."
+            )
+        known = {key: cell for key, cell in zip(names, cells, strict=False) if key in COLUMNS}
+        if not known.get("image"):
             raise DataError(f"{file}, line {reader.line_num}: no image.")
-        yield reader.line_num, cells
+        yield reader.line_num, known
+
+
+def _header(cells: list[str], file: Path) -> tuple[list[str], bool]:
+    """Names of the columns, and whether the first line gives them: else it is a scan."""
+    if "image" in cells:
+        return cells, True
+    first = Path(file.parent, cells[0].partition(";")[0].strip())
+    if len(cells) <= 2 and (first.exists() or suffix_of(first)):
+        return ["image", "label"][: len(cells)], False
+    raise DataError(
+        f"{file}: no column 'image' in its first line ({', '.join(cells)}); the columns that are "
+        f"used are {', '.join(COLUMNS)}. Without a header, a line is an image, or an image and its "
+        "label."
+    )
 
 
 def _from_row(row: Mapping[str, str], folder: Path, place: str) -> Source:

@@ -316,13 +316,24 @@ def fitted(
     """A whole volume in one size: resampled, or its middle with padding where it is smaller."""
     if fit == "resize":
         return resized(stored, size, np.int16)
+    sides = zip(stored.shape[1:], size, strict=True)
+    x, y, z = ((old - new) // 2 for old, new in sides)
+    return padded_crop(stored, (x, y, z), size, pads)
+
+
+def padded_crop(
+    stored: Int16[np.ndarray, "c x y z"],
+    start: Shape3,
+    size: Shape3,
+    pads: Int16[np.ndarray, "c"],
+) -> Int16[np.ndarray, "c _ _ _"]:
+    """A box of a volume that may reach beyond it; there the padding is."""
     shape = stored.shape[1:]
-    x, y, z = ((old - new) // 2 for old, new in zip(shape, size, strict=True))
-    (start, stop), inside = _common((x, y, z), size, (shape[0], shape[1], shape[2]))
+    box, inside = _common(start, size, (shape[0], shape[1], shape[2]))
     made = np.empty((len(stored), *size), np.int16)
     made[:] = pads[:, None, None, None]
-    box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
-    made[(slice(None), *inside)] = stored[(slice(None), *box)]
+    within = tuple(slice(low, high) for low, high in zip(*box, strict=True))
+    made[(slice(None), *inside)] = stored[(slice(None), *within)]
     return made
 
 

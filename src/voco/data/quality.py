@@ -8,6 +8,7 @@ from typing import Literal
 
 from voco.config import Config, parse
 from voco.data.intake import Outcome
+from voco.data.source import Refused
 from voco.data.store import Store, write_atomically
 
 
@@ -16,10 +17,10 @@ class Line(Config):
 
     source: str
     """Its path; with ``#NAME`` where that holds several."""
-    status: Literal["taken", "refused"]
-    """Whether it is in the store."""
+    status: Literal["taken", "refused", "passed over"]
+    """Whether it is in the store; ``passed over`` is what a layout says to be no case."""
     reason: str | None = None
-    """Why it was refused."""
+    """Why it was refused or passed over."""
     case: str | None = None
     """The id of its case."""
     warnings: tuple[str, ...] = ()
@@ -37,6 +38,12 @@ def quality_lines(outcomes: Iterable[Outcome], store: Store) -> list[Line]:
     for case in store.cases.values():
         alike[case.source_sha256].append(case.id)
     return [_line(outcome, alike) for outcome in outcomes]
+
+
+def refusal_line(item: Refused) -> Line:
+    """The line for what never became a case."""
+    status = "passed over" if item.passed_over else "refused"
+    return Line(source=str(item.path), status=status, reason=item.reason)
 
 
 def write_quality(folder: Path, lines: Sequence[Line], part: str | None = None) -> list[Line]:

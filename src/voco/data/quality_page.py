@@ -67,6 +67,9 @@ def render(store: Store, lines: Sequence[Line]) -> str:
         modalities=_modalities(cases),
         classes=_classes(cases),
         refusals=_group((line.source, line.reason or "") for line in refused),
+        passed_over=_group(
+            (line.source, line.reason or "") for line in lines if line.status == "passed over"
+        ),
         warnings=_group((line.case, text) for line in lines if line.case for text in line.warnings),
         pictures=_pictures(store, cases),
         count=len(cases),

@@ -1,7 +1,7 @@
 """Which cases are trained on, and in which order: a function of the seed alone."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,7 +28,12 @@ class Split(NamedTuple):
     held_out: tuple[Entry, ...]
 
 
-def split_cases(stores: Sequence[Store], holdout: float, seed: int) -> Split:
+def split_cases(
+    stores: Sequence[Store],
+    holdout: float,
+    seed: int,
+    without: Collection[tuple[int, str]] = (),
+) -> Split:
     """Share out the cases of all stores.
 
     Cases of the split ``validation`` are held out, those of ``test`` are left alone, and of the
@@ -36,29 +41,39 @@ def split_cases(stores: Sequence[Store], holdout: float, seed: int) -> Split:
     case for validation or test is not trained on. The choice is nested: what a smaller share
     holds out, a larger one does, too.
 
+    Args:
+        stores: Where the cases are.
+        holdout: Share of the groups.
+        seed: Chooses them.
+        without: Number of the store and id of cases that are neither trained on nor held out, and
+            neither is anything of their groups.
+
     Raises:
         StoreError: If nothing is left to train on.
         ConfigError: If the cases differ in their number of channels.
     """
     entries = [Entry(i, case) for i, store in enumerate(stores) for case in store.cases.values()]
     _check_channels(stores, entries)
-    kept = {_group(entry) for entry in entries if entry.case.split in ("validation", "test")}
+    away = {_group(entry) for entry in entries if (entry.store, entry.case.id) in without}
+    kept = {_group(entry) for entry in entries if entry.case.split in ("validation", "test")} | away
     free = [entry for entry in entries if _group(entry) not in kept]
     groups = sorted({_group(entry) for entry in free}, key=lambda name: _rank(name, seed))
     if holdout and len(groups) == 1:
         raise ConfigError(f"holdout {holdout}: there is only one group of cases; set holdout to 0.")
     count = min(len(groups) - 1, max(1, round(holdout * len(groups)))) if holdout else 0
     chosen = set(groups[:count])
-    held = [entry for entry in entries if entry.case.split == "validation"]
+    held = [e for e in entries if e.case.split == "validation" and _group(e) not in away]
     split = Split(
         tuple(entry for entry in free if _group(entry) not in chosen),
         (*held, *(entry for entry in free if _group(entry) in chosen)),
     )
     if not split.train:
         names = ", ".join(str(store.path) for store in stores)
+        also = f", and so are {len(without)} copies of cases to be tested on" if without else ""
         raise StoreError(
             f"{names}: no case to train on: there are {len(entries)} cases, and those of the "
-            "splits 'validation' and 'test' are left out. Prepare more scans with: voco prepare."
+            f"splits 'validation' and 'test' are left out{also}. Prepare more scans with: voco "
+            "prepare."
         )
     return split
 

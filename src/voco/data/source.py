@@ -25,6 +25,9 @@ class Source:
         stack: Which slices, for DICOM.
         member: Which volume of an ``.npz``, such as ``train/12``.
         guessed: Nobody states that it is an image, so one that looks like a mask is refused.
+        slices: Pictures that are stacked into one volume, in order; ``images`` is their folder.
+        dataset: The described data set that it is of (see :mod:`voco.data.datasets`). Then a
+            label that holds a value other than ``classes`` is refused.
     """
 
     id: str
@@ -39,11 +42,13 @@ class Source:
     stack: Stack | None = None
     member: str | None = None
     guessed: bool = False
+    slices: tuple[Path, ...] = ()
+    dataset: str = ""
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that it is read from, for checksums."""
-        images = self.images if self.stack is None else self.stack.files
+        images = self.slices or (self.images if self.stack is None else self.stack.files)
         return (*images, *([self.label] if self.label else []))
 
 
@@ -52,6 +57,8 @@ class Refused(NamedTuple):
 
     path: Path
     reason: str
+    passed_over: bool = False
+    """Whether nothing is wrong with it: its layout says that it is no case."""
 
 
 Found = tuple[list[Source], list[Refused]]

@@ -1,13 +1,14 @@
 """From what a user names to cases, and from a case to arrays.
 
 A place is a file (image, multi-frame DICOM, ``.npz``), a ``dataset.json``, a list, or a folder.
-A folder with a ``dataset.json`` or of the BIDS layout is what it says (see
-:mod:`voco.data.listings`); any other folder is walked, with such folders inside it, its DICOM
-series (:mod:`voco.data.dicom`), its ``.npz`` files (:mod:`voco.data.medmnist`) and its image
-files, which are paired with labels by name (:mod:`voco.data.pairing`).
+A folder with a ``dataset.json`` (:mod:`voco.data.listings`) or of the BIDS layout
+(:mod:`voco.data.bids`) is what it says; any other folder is walked, with such folders inside it,
+its DICOM series (:mod:`voco.data.dicom`), its ``.npz`` files (:mod:`voco.data.medmnist`) and its
+image files, which are paired with labels by name (:mod:`voco.data.pairing`).
 
-Nothing is lost: each file that could be an image becomes part of a case, or is refused with a
-reason. Hidden files and files of other kinds (text, tables, ...) are passed over.
+Nothing is lost: each file that could be an image becomes part of a case, or is refused (or passed
+over, where a layout says that it is no case) with a reason. Hidden files and files of other kinds
+(text, tables, ...) are left out.
 """
 
 import os
@@ -19,8 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from voco.data import dicom, listings, medmnist, pairing
+from voco.data import bids, dicom, listings, medmnist, pairing
+from voco.data.datasets import read_dataset
 from voco.data.imageio import READERS, UNREAD, read_label, read_scan, suffix_of
+from voco.data.layouts import lay_out
+from voco.data.pictures import read_pictures
 from voco.data.scan import Scan, grid_difference
 from voco.data.source import Found, Refused, Source
 from voco.errors import DataError
@@ -36,8 +40,12 @@ _TEXTS = {
 _MASK_VALUES, _MASK_VOXELS = 16, 1000
 
 
-def discover(source: Path) -> Found:
+def discover(source: Path, dataset: str = "") -> Found:
     """Find the cases in a place; reads headers and lists, no voxels.
+
+    Args:
+        source: The place.
+        dataset: The described data set that it holds; whether all of it is there is not asked.
 
     Returns:
         Cases in the order of their paths, and what was refused, with reasons.
@@ -48,7 +56,15 @@ def discover(source: Path) -> Found:
     source = Path(source)
     if not source.exists():
         raise DataError(f"{source}: no such file or folder.")
-    sources, refused = _folder(source) if source.is_dir() else _file(source)
+    if dataset:
+        sources, refused = lay_out(read_dataset(dataset), dataset, source).found
+    else:
+        sources, refused = _folder(source) if source.is_dir() else _file(source)
+    return completed(sources, refused)
+
+
+def completed(sources: list[Source], refused: list[Refused]) -> Found:
+    """Cases with the slices of DICOM folders, and ids that can be file names."""
     sources, more = _expand(sources)
     return _unique(sources), sorted({*refused, *more})
 
@@ -105,7 +121,7 @@ def _folder(root: Path) -> Found:
 def _layout(folder: Path) -> Callable[[Path], Found] | None:
     if listings.is_dataset(folder):
         return lambda place: listings.find_dataset(place / "dataset.json")
-    return listings.find_bids if listings.is_bids(folder) else None
+    return bids.find_bids if bids.is_bids(folder) else None
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
@@ -189,7 +205,8 @@ def _expand(sources: list[Source]) -> Found:
     refused: list[Refused] = []
     for source in sources:
         path = source.images[0]
-        stated = source.stack is None and source.member is None and len(source.images) == 1
+        stated = source.stack is None and source.member is None and not source.slices
+        stated = stated and len(source.images) == 1
         if not stated or not (path.is_dir() or (path.is_file() and dicom.is_dicom(path))):
             result.append(source)
             continue
@@ -222,6 +239,9 @@ def _unique(sources: list[Source]) -> list[Source]:
 def _read_image(source: Source, modality: str | None) -> Scan:
     if source.stack is not None:
         return dicom.read_stack(source.stack, modality=modality)
+    if source.slices:
+        scan = read_pictures(source.slices)
+        return replace(scan, modality=modality or scan.modality)
     if source.member is not None:
         scan = medmnist.read_volume(source.images[0], source.member)
         return replace(scan, modality=modality or scan.modality)
@@ -271,5 +291,11 @@ def _remarks(label: Volume, source: Source) -> Iterator[str]:
     if values == [0]:
         yield "its label is empty: no voxel is of any class"
     unnamed = [value for value in values if source.classes and value not in source.classes]
+    if unnamed and source.dataset:
+        known = ", ".join(f"{value} ({name})" for value, name in source.classes.items())
+        raise DataError(
+            f"{source.label}: the label of case '{source.id}' holds {unnamed}, which "
+            f"{source.dataset} does not have; allowed are {known}. Correct the file."
+        )
     if unnamed:
         yield f"its label holds {unnamed}, which the data set does not name"

@@ -78,6 +78,8 @@ class Case(Config):
     Tells cases apart: preparing the same source again gives the same case."""
     place: str = ""
     """What the user named, and the source was found in; to make the case anew from."""
+    dataset: str = ""
+    """The described data set that ``place`` was said to hold; empty for none."""
     source_sha256: str
     """Of the source's content (and of its label's), so that a change is noticed."""
     shape: Shape3
@@ -122,6 +124,9 @@ class Case(Config):
     """Of the image's file in the store."""
     label_sha256: str = ""
     """Of the label's file in the store; empty where the case has no label."""
+    fingerprint: str = ""
+    """By which its scan is recognised elsewhere (:mod:`voco.data.fingerprint`); empty in a store
+    that was made before there were any, until its sources are prepared once more."""
     revision: int = 0
     """How often it was made anew because its source changed; the highest counts."""
     gone: bool = False

@@ -108,7 +108,7 @@ class Checkpoints:
         """
         steps, damaged = self.steps(), []
         for step in reversed(steps):
-            reason = self._damage(step)
+            reason = _damage(self._path(step), step)
             if reason is None:
                 self._set_aside(damaged, step)
                 return step
@@ -144,20 +144,6 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint."""
-        path = self._path(step)
-        try:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            if state.pop("seal") != _seal(state) or state["step"] != step:
-                return "state.json was changed"
-            for name, wanted in state["sha256"].items():
-                if _sha256(path / name) != wanted:
-                    return f"the checksum of {name} does not match"
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            return f"{type(error).__name__}: {error}"
-        return None
-
     def _warn(self, step: int, reason: str) -> None:
         text = f"voco: {self._path(step)} is damaged ({reason}); trying the one before."
         print(text, file=sys.stderr)  # noqa: T201
@@ -179,6 +165,38 @@ class Checkpoints:
             old = path.with_name(f".{path.name}.old")
             path.rename(old)
             shutil.rmtree(old)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a checkpoint, sound or not."""
+    return (path / _FILES[0]).is_file()
+
+
+def read_task(path: Path) -> dict[str, Tensor]:
+    """The tensors of the task in the folder of a checkpoint.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    match = _NAME.fullmatch(path.name)
+    damage = _damage(path, int(match.group(1))) if match else "the folder was renamed"
+    if damage is not None:
+        raise CheckpointError(f"{path}: damaged ({damage}). Use another checkpoint of the run.")
+    return load_file(path / _FILES[0])
+
+
+def _damage(path: Path, step: int) -> str | None:
+    """What is wrong with a checkpoint."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state.pop("seal") != _seal(state) or state["step"] != step:
+            return "state.json was changed"
+        for name, wanted in state["sha256"].items():
+            if _sha256(path / name) != wanted:
+                return f"the checksum of {name} does not match"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object per logged step, and the same for TensorBoard."""
+"""The log of a run: one JSON object per logged step, and the same for its trackers."""
 
 import json
 import math
@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 
 from voco.data.store import write_atomically
 from voco.engine.loop import NORM, Record, averaged
+from voco.engine.trackers import Trackers
 from voco.task import Health
 
 TIMES = ("volumes_per_second", "seconds", "memory_bytes")
@@ -21,7 +22,7 @@ TIMES = ("volumes_per_second", "seconds", "memory_bytes")
 
 
 class Log:
-    """A hook that writes ``log.jsonl`` and TensorBoard's event files.
+    """A hook that writes ``log.jsonl`` and shows the same figures in trackers.
 
     Fields: ``step`` (steps done), ``loss``, ``losses`` by name, ``gradient_norm`` (before
     clipping), ``lr``, ``health``, what other hooks added (``holdout``), and :data:`TIMES`:
@@ -35,17 +36,25 @@ class Log:
             a step to which another hook added figures.
         volumes: Volumes per step, over all processes.
         done: Steps done when training starts or goes on.
+        trackers: Of the first process.
     """
 
-    def __init__(self, fabric: Fabric, folder: Path, every: int, volumes: int, done: int) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        folder: Path,
+        every: int,
+        volumes: int,
+        done: int,
+        trackers: Trackers | None = None,
+    ) -> None:
         self._fabric, self._every, self._volumes = fabric, every, volumes
         self._file = folder / "log.jsonl"
         self._last_step, self._last_time = done, time.monotonic()
         self._seconds = 0.0
-        self._board: Any = None
+        self._trackers, self._finished = trackers or Trackers({}), False
         if fabric.is_global_zero:
             self._seconds = _cut(self._file, done)
-            self._board = _board(folder / "tensorboard", done)
 
     def __call__(self, record: Record) -> None:
         """Write a line, if one is due."""
@@ -59,6 +68,7 @@ class Log:
         steps = record.done - self._last_step
         self._seconds += seconds
         self._last_step, self._last_time = record.done, now
+        self._finished = record.done == record.total
         if self._fabric.is_global_zero:
             line = {
                 "step": record.done,
@@ -73,21 +83,11 @@ class Log:
                 "memory_bytes": memory_bytes(self._fabric.device),
             }
             _append(self._file, line)
-            self._show(line)
+            self._trackers.log(record.done, _figures(line))
 
     def close(self) -> None:
-        """Write out what TensorBoard still holds back."""
-        if self._board is not None:
-            self._board.close()
-
-    def _show(self, line: dict[str, Any]) -> None:
-        for key, value in line.items():
-            entries = value if isinstance(value, dict) else {"": value}
-            for name, number in entries.items():
-                if key != "step":
-                    tag = f"{key}/{name}" if name else key
-                    self._board.add_scalar(tag, number, line["step"])
-        self._board.flush()
+        """Let the trackers write out what they hold back."""
+        self._trackers.close(finished=self._finished)
 
 
 def _averaged(fabric: Fabric, figures: Health) -> dict[str, float]:
@@ -137,7 +137,10 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (whatever JSON knows)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _board(folder: Path, done: int) -> Any:  # noqa: ANN401 (tensorboard has no types)
-    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (a second of imports)
-
-    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+def _figures(line: dict[str, Any]) -> dict[str, float]:
+    """The figures of a line by one name each, such as ``losses/prediction``."""
+    nested = {key: value for key, value in line.items() if isinstance(value, dict)}
+    plain = {key: value for key, value in line.items() if key not in {"step", *nested}}
+    return plain | {
+        f"{key}/{name}": value for key, part in nested.items() for name, value in part.items()
+    }

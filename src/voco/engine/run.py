@@ -21,6 +21,7 @@ from voco.config import flat, read_yaml, to_yaml
 from voco.data.store import write_atomically
 from voco.engine.allocator import keep_freed_pages
 from voco.engine.settings import TrainingConfig
+from voco.engine.trackers import check_trackers
 from voco.errors import ConfigError, UsageError, VocoError
 
 FREE = frozenset(
@@ -31,6 +32,7 @@ FREE = frozenset(
         "validate_every",
         "probe",
         "probe_every",
+        "trackers",
         "workers",
         "windows.workers",
     }
@@ -106,12 +108,14 @@ def open_run(
         overwrite: Remove the run that lies there.
 
     Raises:
-        UsageError: If the folder is not empty and neither was asked for, or is not a run.
+        UsageError: If the folder is not empty and neither was asked for, or is not a run; if a
+            tracker is not installed.
         ConfigError: If recipe or facts differ from those of the run to be resumed; names them.
     """
     facts = {**facts, "processes": fabric.world_size}
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other.")
+    check_trackers(config.trackers)
 
     def open_here() -> bool:
         return _open(path, config, facts, fabric, resume=resume, overwrite=overwrite)

@@ -14,6 +14,7 @@ from voco.engine.log import Log, read_log
 from voco.engine.loop import Hook, Record, fit
 from voco.engine.run import Run, first_does
 from voco.engine.settings import TrainingConfig
+from voco.engine.trackers import open_trackers
 from voco.errors import CheckpointError, Interrupted
 from voco.task import Task
 
@@ -52,7 +53,10 @@ def train(
     if done == config.steps:
         return
     volumes = config.batch_size * fabric.world_size
-    log = Log(fabric, run.path, config.log_every, volumes, done)
+    trackers = None
+    if fabric.is_global_zero:
+        trackers = open_trackers(config.trackers, run.path, config, done)
+    log = Log(fabric, run.path, config.log_every, volumes, done, trackers)
     stream = iter(batches(done))
     try:
         with Interruption() as interruption:

@@ -7,6 +7,7 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 from voco.config import Config
 from voco.data.intensity import Intensity, ModalityIntensity
 from voco.engine.optimizer import OptimizerConfig
+from voco.engine.trackers import TrackerName
 
 Precision = Literal["float32", "bf16-mixed", "fp16-mixed"]
 """Precision of the network; losses are float32 always."""
@@ -35,6 +36,11 @@ class TrainingConfig(Config):
     """How many of the last checkpoints stay on disk."""
     validate_every: NonNegativeInt = 0
     """Steps between two looks at held-out cases; 0 looks at the end only."""
+
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """What shows the figures of the log while the run trains; none if empty. mlflow and wandb are
+    extras: pip install 'voco[mlflow]', 'voco[wandb]'. They write into the run folder unless
+    their own variables (MLFLOW_TRACKING_URI, WANDB_MODE=online) say otherwise."""
 
     @model_validator(mode="after")
     def _batch_can_be_split(self) -> "TrainingConfig":

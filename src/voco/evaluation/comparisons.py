@@ -1,12 +1,13 @@
 """The tables of a comparison of methods, read back."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 from voco.errors import DataError
 from voco.evaluation.tables import read_rows
 
-VALUES_FILE, COSTS_FILE = "table.csv", "runs.csv"
+VALUES_FILE, COSTS_FILE, LEAKS_FILE = "table.csv", "runs.csv", "leaks.json"
 
 RECIPE_FILE = "comparison.yaml"
 """The recipe as resolved; where it is, there is a comparison."""
@@ -30,6 +31,8 @@ class Value(NamedTuple):
         metric: Name of the metric.
         value: As in ``metrics.csv``.
         unit: ``mm``, or empty.
+        seen: In which training the network has learnt from a copy of this case; empty for a scan
+            that is new to it, and in tables of versions that did not look.
     """
 
     method: str
@@ -43,6 +46,22 @@ class Value(NamedTuple):
     metric: str
     value: float
     unit: str = ""
+    seen: str = ""
+
+
+class LeakCheck(NamedTuple):
+    """How many scans that are measured on were also learnt from.
+
+    Attributes:
+        learnt: Cases that may be learnt from.
+        tested: Cases that are measured on.
+        leaking: Cases of these that are copies of cases to learn from; those that were left out of
+            pre-training for it included.
+    """
+
+    learnt: int
+    tested: int
+    leaking: int
 
 
 class Cost(NamedTuple):
@@ -101,14 +120,34 @@ def read_values(folder: Path) -> list[Value]:
     """
     file = folder / VALUES_FILE
     found = []
-    for line, row in enumerate(read_rows(file, required=Value._fields), start=2):
+    required = [name for name in Value._fields if name != "seen"]
+    for line, row in enumerate(read_rows(file, required=required), start=2):
         try:
             number = float(row["value"])
         except ValueError:
             raise DataError(f"{file}, line {line}: '{row['value']}' is not a number.") from None
-        texts = {name: row[name] for name in Value._fields if name != "value"}
+        texts = {name: row.get(name, "") for name in Value._fields if name != "value"}
         found.append(Value(**texts, value=number))
     return found
+
+
+def read_leak_check(folder: Path) -> LeakCheck | None:
+    """``leaks.json`` of a comparison; ``None`` where nobody looked.
+
+    Raises:
+        DataError: If it is damaged.
+    """
+    file = folder / LEAKS_FILE
+    if not file.is_file():
+        return None
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        leaking = {str(pair[0]) for pair in known["leaks"]}
+        return LeakCheck(int(known["learnt"]), int(known["tested"]), len(leaking))
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise DataError(
+            f"{file}: damaged. Remove it; 'voco compare --resume' looks anew."
+        ) from None
 
 
 def read_costs(folder: Path) -> list[Cost]:

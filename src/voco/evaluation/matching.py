@@ -16,6 +16,7 @@ import numpy as np
 from voco.data.imageio import READERS, suffix_of
 from voco.data.listings import read_json, stem
 from voco.errors import DataError, UsageError
+from voco.evaluation.tables import read_rows
 from voco.geometry import Grid
 
 Masks = dict[str, Path]
@@ -29,9 +30,14 @@ _NAMELESS = re.compile(r"(class|label)?[ _-]?\d+", re.IGNORECASE)
 def find_masks(folder: Path) -> Masks:
     """The masks in a folder by case name; of a Decathlon folder those in ``labelsTr``.
 
+    Instead of a folder, a CSV with the columns ``case`` and ``label`` says which they are.
+
     Raises:
         UsageError: If the folder is missing, holds no mask, or two of one name.
+        DataError: If the CSV is not as described.
     """
+    if folder.suffix.lower() == ".csv" and folder.is_file():
+        return _listed(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder.")
     if (folder / "labelsTr").is_dir():
@@ -108,6 +114,32 @@ def described(grid: Grid) -> str:
     spacing = " x ".join(f"{side:.4g}" for side in grid.spacing_mm)
     origin = ", ".join(f"{place:.1f}" for place in grid.affine[:3, 3])
     return f"{size} voxels of {spacing} mm, {grid.orientation}, origin ({origin})"
+
+
+def regions_in(predictions: Path) -> dict[str, tuple[int, ...]]:
+    """The unions of labels that ``labels.json`` beside predictions says to measure.
+
+    Raises:
+        DataError: If they are not names and lists of numbers.
+    """
+    file = predictions / "labels.json"
+    found: Any = read_json(file).get("regions", {}) if file.is_file() else {}
+    try:
+        return {str(name): tuple(int(v) for v in values) for name, values in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise DataError(f"{file}: regions {found!r}; expected names and label values.") from None
+
+
+def _listed(file: Path) -> Masks:
+    """Masks that a CSV names, by case; paths are relative to it."""
+    found: Masks = {}
+    for row in read_rows(file, required=("case", "label")):
+        if row["case"] in found:
+            raise DataError(f"{file}: more than one row for {row['case']}.")
+        found[row["case"]] = file.parent / row["label"]
+    if not found:
+        raise DataError(f"{file}: names no case.")
+    return found
 
 
 def _bare(name: str) -> str:

@@ -61,6 +61,39 @@ def measure(
     return scores
 
 
+def measure_regions(
+    case: str,
+    prediction: Labels,
+    reference: Labels,
+    spacing_mm: Spacing,
+    regions: Mapping[str, tuple[int, ...]],
+    *,
+    tolerance_mm: float = 2.0,
+) -> list[Score]:
+    """Every metric of unions of classes, such as the tumour core of BraTS.
+
+    Args:
+        case: Name of the case.
+        prediction: Predicted class numbers.
+        reference: True class numbers, on the same grid.
+        spacing_mm: Of the voxels.
+        regions: Names and the class numbers of which each consists; they may share some.
+        tolerance_mm: Distance within which two surfaces agree (NSD).
+    """
+    return [
+        score
+        for name, values in regions.items()
+        for score in measure(
+            case,
+            np.isin(prediction, values),
+            np.isin(reference, values),
+            spacing_mm,
+            {1: name},
+            tolerance_mm=tolerance_mm,
+        )
+    ]
+
+
 def _whole_numbers(labels: Labels) -> Integer[np.ndarray, "x y z"]:
     return labels.view(np.uint8) if labels.dtype == bool else labels
 

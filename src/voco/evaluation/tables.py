@@ -10,6 +10,10 @@ from typing import NamedTuple
 from voco.data.store import write_atomically
 from voco.errors import DataError
 
+SEEN = "seen.csv"
+"""Table beside predictions: which scans the network has learnt from, with the columns ``case`` and
+``stage``: the training; empty for a new scan, ``unknown`` where the weights do not tell."""
+
 
 class Score(NamedTuple):
     """One value of one metric.
@@ -89,6 +93,20 @@ def read_rows(file: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
         if None in row or None in row.values():
             raise DataError(f"{file}, line {line}: has not as many values as columns.")
     return rows
+
+
+def read_seen(predictions: Path) -> dict[str, str]:
+    """Scans that were learnt from, and in which training; empty where nothing tells.
+
+    Args:
+        predictions: The folder that a network's predictions are in.
+
+    Raises:
+        DataError: If the table is malformed.
+    """
+    file = predictions / SEEN
+    rows = read_rows(file, required=("case", "stage")) if file.is_file() else []
+    return {row["case"]: row["stage"] for row in rows if row["stage"] not in {"", "unknown"}}
 
 
 def by_structure(

@@ -75,8 +75,9 @@ class JigsawConfig(MethodConfig):
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Of the head's hidden features (reference)."""
     crops_at_once: PositiveInt | None = None
-    """Patches that pass through the backbone together; ``None`` is all. Fewer need less memory at
-    once; results do not depend on it (unless the backbone has batch norm)."""
+    """Patches that pass through the backbone together; ``None`` is all on a GPU, and on a CPU
+    as many as have half a million voxels together. Fewer need less memory at once; results do not
+    depend on it."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> "JigsawConfig":

@@ -76,8 +76,9 @@ class MoCoV3Config(MethodConfig):
     """Whether the layer that turns patches into tokens stays as it starts (reference, for
     stability). Networks without such a layer have nothing to freeze."""
     crops_at_once: PositiveInt | None = None
-    """Crops that pass through the backbone together; ``None`` is all. Results do not depend on it
-    (unless the backbone has batch norm); less memory at once and more speed on a CPU."""
+    """Crops that pass through the backbone together; ``None`` is all on a GPU, and on a CPU as many
+    as have half a million voxels together. Fewer need less memory at once; results do not depend
+    on it."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> "MoCoV3Config":

@@ -60,8 +60,9 @@ class ROTConfig(MethodConfig):
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Of the head's hidden features (reference)."""
     crops_at_once: PositiveInt | None = None
-    """Volumes that pass through the backbone together; ``None`` is all. Fewer need less memory at
-    once; results do not depend on it (unless the backbone has batch norm)."""
+    """Volumes that pass through the backbone together; ``None`` is all on a GPU, and on a CPU
+    as many as have half a million voxels together. Fewer need less memory at once; results do not
+    depend on it."""
 
     def build(self, backbone: Backbone) -> "ROT":
         """ROT around a backbone.

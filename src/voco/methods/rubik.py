@@ -131,7 +131,7 @@ class RubikConfig(MethodConfig):
 
 
 class Views(NamedTuple):
-    """Cubes as the network sees them and as they were, and what was done to them."""
+    """Cubes as the network sees them and as they were, and what was done to them, on the CPU."""
 
     turned: Volumes
     clean: Volumes
@@ -174,7 +174,7 @@ class Rubik(Method):
         config = self.config
         turns = draw_slab_turns(
             step.draws.child(1), len(volumes), config.slabs, config.turned_slabs
-        ).to(volumes.device)
+        )
         return Views(disarranged(volumes, turns), volumes, turns)
 
     def forward(self, batch: Volumes, step: Step) -> Outcome:
@@ -246,7 +246,7 @@ class Rubik(Method):
             "restoration_error": restoration_loss(found, clean),
             "restoration_error_chance": untouched,
             "loss_chance": config.restoration_weight * untouched + deceiving + telling,
-            "moved_share": moved_share(views.turns, config.side),
+            "moved_share": moved_share(views.turns, config.side, clean.device),
             "outside_share": ((views.clean < low) | (views.clean > high)).float().mean(),
         }
 
@@ -301,9 +301,11 @@ def turn_slabs(
     return whole.movedim((2, 3, 4), places).contiguous()
 
 
-def moved_share(turns: SlabTurns, side: int) -> Float[Tensor, ""]:
+def moved_share(
+    turns: SlabTurns, side: int, device: torch.device | None = None
+) -> Float[Tensor, ""]:
     """Share of the voxels of cubes that are somewhere else after the turns."""
-    places = torch.arange(side**3, device=turns.device, dtype=torch.float64)
+    places = torch.arange(side**3, device=device, dtype=torch.float64)
     places = places.view(1, 1, side, side, side).expand(len(turns), -1, -1, -1, -1)
     return (disarranged(places, turns) != places).float().mean()
 

@@ -68,8 +68,9 @@ class SimCLRConfig(MethodConfig):
     """What other pairs of the same volume are for a crop: ``left_out``, or ``negatives`` though
     they may show the same place (nnssl)."""
     crops_at_once: PositiveInt | None = None
-    """Crops that pass through the backbone together; ``None`` is all. Results do not depend on it
-    (unless the backbone has batch norm); less memory at once and more speed on a CPU."""
+    """Crops that pass through the backbone together; ``None`` is all on a GPU, and on a CPU as many
+    as have half a million voxels together. Fewer need less memory at once; results do not depend
+    on it."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> "SimCLRConfig":

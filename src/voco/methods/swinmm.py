@@ -149,7 +149,7 @@ class Views(NamedTuple):
         masked: With hidden voxels at 0.
         clean: As they were.
         hidden: Which voxels are hidden.
-        turns: Quarter turns.
+        turns: Quarter turns; on the CPU.
         axes: Which axis is exchanged with x for the other orientation: 1 is y, 2 is z.
     """
 
@@ -202,7 +202,7 @@ class SwinMM(Method):
             clean.masked_fill(hidden[:, :, None], 0),
             clean,
             hidden,
-            turns.to(volumes.device),
+            turns,
             axes.to(volumes.device),
         )
 
@@ -222,7 +222,7 @@ class SwinMM(Method):
             "reconstruction_exchanged": Term(
                 hidden_loss(other, targets, hidden, config.divisor), blind, {}
             ),
-            "rotation": told_turns(answers.turns, views.turns.flatten()),
+            "rotation": told_turns(answers.turns, views.turns.flatten().to(answers.turns.device)),
             "contrast": two_views_contrast(
                 answers.rows.unflatten(0, (-1, 2)), config.temperature, everywhere=self.training
             ),

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from voco.shapes import Level, Shape3, Volumes
 
+_VOXELS_AT_ONCE = 2 * 64**3
+"""Least voxels that go through a network together on a CPU: two crops of 64 cubed. More do not stay
+in its caches (``docs/performance.md``)."""
+
 
 def pooled(
     encode: Callable[[Volumes], list[Level]],
@@ -23,15 +27,32 @@ def pooled(
         encode: Gives the pyramid of a batch of crops.
         crops: Batches of crops; those of one size go through together.
         levels: Which levels of the pyramid are joined.
-        at_once: Crops that go through together at most; ``None`` is all.
+        at_once: Crops that go through together at most; ``None`` is all, or on a CPU as many as
+            have half a million voxels. No backbone mixes the crops of a batch, so that results do
+            not depend on it.
 
     Returns:
         One row per crop, in the order they came.
     """
     alike = len({batch.shape[1:] for batch in crops}) == 1
     batches = [torch.cat(list(crops))] if alike else crops
-    pieces = [piece for batch in batches for piece in batch.split(at_once or len(batch))]
+    pieces = [
+        piece
+        for batch in batches
+        for piece in (batch.split(at_once) if at_once else split_for_caches(batch))
+    ]
     return torch.cat([level_means(encode(piece), levels) for piece in pieces])
+
+
+def split_for_caches(crops: Volumes) -> Sequence[Float[Tensor, "_ c _ _ _"]]:
+    """Crops in pieces that a CPU's caches hold, none of them a remainder; all of them elsewhere.
+
+    A remainder of one crop would be slow: torch has no fast convolution for small batches of one.
+    """
+    if crops.device.type == "cuda":
+        return [crops]
+    at_once = max(1, _VOXELS_AT_ONCE // crops[0, 0].numel())
+    return crops.tensor_split(max(1, len(crops) // at_once))
 
 
 def level_means(pyramid: list[Level], levels: Sequence[int]) -> Float[Tensor, "n e"]:

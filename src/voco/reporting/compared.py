@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from voco.config import read_yaml
-from voco.evaluation.comparisons import RECIPE_FILE, Cost, Value, read_costs, read_values
+from voco.evaluation.comparisons import (
+    RECIPE_FILE,
+    Cost,
+    LeakCheck,
+    Value,
+    read_costs,
+    read_leak_check,
+    read_values,
+)
 from voco.evaluation.standing import Cell, Gain, Rank, Results, Row, cells, gains, ranks
 from voco.reporting import words
 
@@ -24,6 +32,7 @@ class ComparisonTables:
         rivals: Gains over the row that the recipe names.
         ranks: By the metric that counts, where there are more than two rows.
         metric: That metric.
+        leaks: ``leaks.json``, if it is there.
     """
 
     folder: Path
@@ -35,6 +44,7 @@ class ComparisonTables:
     rivals: list[Gain]
     ranks: list[Rank]
     metric: str
+    leaks: LeakCheck | None = None
 
     @property
     def against(self) -> str | None:
@@ -64,6 +74,7 @@ def read_comparison(folder: Path) -> ComparisonTables:
         gains(results, against) if against else [],
         [rank for rank in ranks(results, metric) if rank.rows > 2],
         metric,
+        read_leak_check(folder),
     )
 
 

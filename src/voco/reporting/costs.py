@@ -13,7 +13,7 @@ from voco.reporting.compared import ComparisonTables
 from voco.reporting.page import Section, Table, chart
 
 _NOT_DIFFERENT = ("method.", "backbone.", "log_every", "checkpoint_every", "keep_checkpoints")
-_NOT_DIFFERENT += ("validate_every", "windows.workers", "seed")
+_NOT_DIFFERENT += ("validate_every", "windows.workers", "seed", "trackers")
 """Settings in which methods may differ without a word."""
 
 
@@ -93,6 +93,22 @@ def _duration(seconds: float) -> str:
     return "–" if math.isnan(seconds) else words.duration(seconds)
 
 
+def _leaks(tables: ComparisonTables) -> str | None:
+    """How many test cases were learnt from, and what was done about it."""
+    found = tables.leaks
+    if found is None:
+        return None
+    of = f"of {words.count(found.tested, 'test case')}"
+    if not found.leaking:
+        return (
+            f"none {of} (files, voxels and looks compared with those of "
+            f"{words.count(found.learnt, 'case')} to learn from)"
+        )
+    excluded = tables.recipe.get("leaks") == "exclude"
+    what = "their copies were left out of pre-training" if excluded else "as the recipe allows"
+    return f"{found.leaking} {of}; {what}"
+
+
 def conditions_section(tables: ComparisonTables) -> Section:
     """What was the same for all rows, and in which settings the methods differ."""
     section = Section("Under which conditions")
@@ -111,6 +127,7 @@ def conditions_section(tables: ComparisonTables) -> Section:
         "seed of pre-training": _joined(recipe.get("pretraining_seed")),
         "measured on": _joined((recipe.get("test") or {}).get("images"))
         or "the cases of the split 'test'",
+        "measured on and learnt from": _leaks(tables),
         "which network": "always that of the last step: none was picked by how well it did",
         "tables": "table.csv (every value), runs.csv (every job), summary.csv, gains.csv, "
         "ranks.csv, comparison.yaml (to run it again)",

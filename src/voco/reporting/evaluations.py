@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from voco.evaluation.convention import Convention, convention_of
 from voco.evaluation.summary import summarised
 from voco.evaluation.tables import Score, by_structure, mean_over_structures
 from voco.figures import Dots, draw_dots, draw_pairs
@@ -39,6 +40,21 @@ def evaluation_section(tables: EvaluationTables) -> Section:
     return section
 
 
+def apart(found: Sequence[EvaluationTables]) -> list[str]:
+    """A warning where evaluations on one page were measured in different ways."""
+    ways = {str(one) for tables in found if (one := _convention(tables)) is not None}
+    if len(ways) < 2:
+        return []
+    return [
+        f"This page holds evaluations of {len(ways)} conventions ({'; '.join(sorted(ways))}): "
+        "their figures do not compare."
+    ]
+
+
+def _convention(tables: EvaluationTables) -> Convention | None:
+    return convention_of(tables.summary, f"{tables.folder.name}/summary.json")
+
+
 def _title(tables: EvaluationTables) -> str:
     if tables.comparison:
         return " against ".join(tables.comparison["names"])
@@ -50,6 +66,7 @@ def _warnings(tables: EvaluationTables) -> list[str]:
     lines = [f"Not measured: {each['case']}: {each['reason']}" for each in problems[:20]]
     if len(problems) > len(lines):
         lines.append(f"... and {len(problems) - len(lines)} more, in summary.json.")
+    lines += _learnt_from(tables)
     lines += [f"{note[:1].upper()}{note[1:]}." for note in tables.summary.get("notes", [])]
     left_out = (tables.comparison or {}).get("left_out", {})
     lines += [
@@ -58,6 +75,19 @@ def _warnings(tables: EvaluationTables) -> list[str]:
         for metric, number in left_out.items()
     ]
     return lines
+
+
+def _learnt_from(tables: EvaluationTables) -> list[str]:
+    """Cases that are no test of the first network, or of the second."""
+    comparison = tables.comparison or {}
+    names = comparison.get("names") or [tables.summary.get("name", "The network")]
+    parts = [tables.summary.get("seen", {}), comparison.get("seen", {})]
+    return [
+        f"{name} has learnt from {len(seen)} of these cases ({words.listed(list(seen))}): their "
+        "figures say nothing about new cases."
+        for name, seen in zip(names, parts, strict=False)
+        if seen
+    ]
 
 
 def _charts(tables: EvaluationTables) -> list[Picture]:
@@ -213,6 +243,7 @@ def _class_tables(tables: EvaluationTables) -> list[Table]:
 def _facts(tables: EvaluationTables) -> list[tuple[str, str]]:
     summary = tables.summary
     facts = [
+        ("measured", _convention(tables)),
         ("predictions", summary.get("predictions")),
         ("against", (tables.comparison or {}).get("against")),
         ("references", summary.get("references")),

@@ -105,7 +105,7 @@ def _warnings(tables: ComparisonTables) -> list[str]:
             "Each method was pre-trained once: the figures do not say what another pre-training "
             "of the same method would give."
         )
-    said += _unfinished(tables.costs)
+    said += [*_learnt_from(tables), *_unfinished(tables.costs)]
     batches = {
         name: method.get("batch_size") for name, method in tables.recipe.get("methods", {}).items()
     }
@@ -116,6 +116,23 @@ def _warnings(tables: ComparisonTables) -> list[str]:
             + "."
         )
     return said
+
+
+def _learnt_from(tables: ComparisonTables) -> Iterator[str]:
+    """Rows that were measured on what they have learnt from."""
+    cases = {value.case for value in tables.values} - {WHOLE_SET}
+    by_row: dict[Row, set[str]] = {}
+    for value in tables.values:
+        if value.seen:
+            row = Row(value.backbone, value.method, value.handover)
+            by_row.setdefault(row, set()).add(value.case)
+    several = len({cell.row.backbone for cell in tables.cells}) > 1
+    for row, seen in by_row.items():
+        name = row_name(row, tables) + (f" on {row.backbone}" if several else "")
+        yield (
+            f"{name} has learnt from {len(seen)} of the {len(cases)} test cases: its figures say "
+            "little about new scans."
+        )
 
 
 def _unfinished(costs: Iterable[Cost]) -> Iterator[str]:

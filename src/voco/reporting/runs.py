@@ -279,6 +279,7 @@ def _facts(run: RunTables) -> dict[str, str]:
         "network": recipe.get("backbone", {}).get("name"),
         "starts from": _start(run),
         "trained on": _cases(run),
+        "left out": _left_out(run),
         "steps": f"{done} of {steps}" if done != steps else str(steps),
         "batch": _batch(run),
         "learning rate": optimizer.get("lr"),
@@ -319,6 +320,16 @@ def _cases(run: RunTables) -> str | None:
         return f"{words.count(len(split.get('train', [])), 'case')}, {held_out} held out"
     data = run.notes["handover"].get("data", [])
     return words.count(sum(part["cases"] for part in data), "case") if data else None
+
+
+def _left_out(run: RunTables) -> str | None:
+    """Cases that were not learnt from since they are to be tested on."""
+    guarded = run.notes["handover"].get("guarded", [])
+    if not guarded:
+        return None
+    copies = words.count(run.notes["handover"].get("left_out", 0), "case")
+    tested = words.count(sum(part["cases"] for part in guarded), "excluded case")
+    return f"{copies} for the sake of {tested}"
 
 
 def _batch(run: RunTables) -> str | None:

@@ -74,6 +74,9 @@ class SegmentationConfig(Config):
     show."""
     dice_smooth: PositiveFloat = 1e-5
     """Added above and below in Dice (voxels): a structure absent from both counts as found."""
+    regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Unions of label values that validation and evaluation measure instead of single labels, such
+    as ``{TC: [1, 4], WT: [1, 2, 4], ET: [4]}`` of BraTS 2021. The network learns the labels."""
     overlap: float = Field(default=0.5, ge=0, lt=1)
     """Overlap of neighbouring windows at inference, as a share of their side."""
     blending: Literal["gaussian", "constant"] = "gaussian"

@@ -18,7 +18,9 @@ from voco.backbones import BackboneSettings
 from voco.config import Config, parse
 from voco.data.intensity import Intensity
 from voco.data.store import Preprocessing, write_atomically
+from voco.engine.checkpoint import is_checkpoint
 from voco.errors import ConfigError, WeightsError
+from voco.weights.seen import Guarded, Seen, Stage
 
 FORMAT = 1
 """Version of both files; another one is refused with a way out."""
@@ -45,7 +47,7 @@ class Handover(Config):
     """Version of this file."""
     voco_version: str
     """Version of voco that wrote it."""
-    kind: Literal["pretraining", "segmentation", "classification"]
+    kind: Stage
     """What the network was trained for."""
     backbone: BackboneSettings
     """Settings of the backbone."""
@@ -81,6 +83,13 @@ class Handover(Config):
     """Classes by number, for segmentation and classification."""
     data: tuple[TrainingData, ...] = ()
     """What was trained on."""
+    seen: tuple[Seen, ...] | None = None
+    """The scans of all trainings so far, those before included; ``None`` where they were not
+    kept."""
+    guarded: tuple[Guarded, ...] = ()
+    """Stores from whose scans the training was kept away."""
+    left_out: NonNegativeInt = 0
+    """How many cases were not trained on for that reason."""
     weights_sha256: str
     """Of the weight file."""
 
@@ -89,7 +98,7 @@ def export(  # noqa: PLR0913, D417 (one argument for each fact of the file, desc
     folder: Path,
     backbone: Backbone,
     *,
-    kind: Literal["pretraining", "segmentation", "classification"],
+    kind: Stage,
     trained: tuple[Part, ...],
     step: int,
     seed: int,
@@ -101,6 +110,9 @@ def export(  # noqa: PLR0913, D417 (one argument for each fact of the file, desc
     modalities: tuple[str, ...] = (),
     classes: dict[int, str] | None = None,
     data: tuple[TrainingData, ...] = (),
+    seen: tuple[Seen, ...] | None = None,
+    guarded: tuple[Guarded, ...] = (),
+    left_out: int = 0,
     task_tensors: Mapping[str, Tensor] | None = None,
 ) -> Handover:
     """Write ``weights.safetensors`` and ``handover.json``; the same arguments give the same bytes.
@@ -131,6 +143,9 @@ def export(  # noqa: PLR0913, D417 (one argument for each fact of the file, desc
         modalities=modalities,
         classes=classes or {},
         data=data,
+        seen=seen,
+        guarded=guarded,
+        left_out=left_out,
         weights_sha256=hashlib.sha256(content).hexdigest(),
     )
     return _write(folder, content, handover)
@@ -142,6 +157,20 @@ def handover_file(path: Path) -> Path | None:
         return None
     file = (path if path.is_dir() else path.parent) / HANDOVER_FILE
     return file if file.is_file() else None
+
+
+def seen_before(weights: Path | None) -> tuple[Seen, ...]:
+    """The scans that weights have learnt from; none for random weights.
+
+    Raises:
+        WeightsError: If their ``handover.json`` is damaged, or of another version.
+    """
+    if weights is None:
+        return ()
+    if is_checkpoint(weights):  # what the run has seen is written when it ends
+        weights = weights.parent.parent
+    known = None if handover_file(weights) is None else read_handover(weights).seen
+    return (Seen(stage="unknown"),) if known is None else known
 
 
 def read_handover(path: Path) -> Handover:

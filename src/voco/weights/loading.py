@@ -1,9 +1,7 @@
 """Loading tensors into a network, with an account of every one."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -11,12 +9,10 @@ from torch import Tensor, nn
 
 from voco.backbone import Backbone, Part
 from voco.errors import WeightsError
-from voco.weights.handover import TASK_PREFIX, Handover, handover_file, read_handover
-from voco.weights.reading import few, read_tensors, unwrapped
+from voco.weights.foreign import LeftOut
+from voco.weights.handover import TASK_PREFIX
+from voco.weights.reading import few, unwrapped
 
-_log = logging.getLogger(__name__)
-
-_PARTS: tuple[Part, ...] = ("encoder", "decoder", "head")
 _CALLED: dict[Part, str] = {
     "encoder": "encoder",
     "decoder": "decoder",
@@ -55,6 +51,9 @@ class Accounting:
         part: What the counts below are about: the encoder of a backbone, or the whole network.
         tensors: How many of the part's tensors are loaded, and how many it has.
         parameters: The same in numbers to train.
+        origin: What the file is, if others made it.
+        left_out: Tensors of the file that have no place in the network, and why.
+        changes: What was done to tensors so that they fit.
     """
 
     loaded: tuple[str, ...]
@@ -65,25 +64,36 @@ class Accounting:
     part: str
     tensors: tuple[int, int]
     parameters: tuple[int, int]
+    origin: str = ""
+    left_out: tuple[LeftOut, ...] = ()
+    changes: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
         """Share of the part's parameters that are loaded, from 0 to 1."""
         return self.parameters[0] / max(1, self.parameters[1])
 
-    def __str__(self) -> str:
+    def counts(self) -> str:
+        """How much of the part is loaded, in words."""
         done, total = (f"{count / 1e6:.1f} M" for count in self.parameters)
-        lines = [
+        return (
             f"{self.tensors[0]} of {self.tensors[1]} tensors, {100 * self.share:.4g} % of the "
             f"{self.part} ({done} of {total} parameters)"
-        ]
+        )
+
+    def __str__(self) -> str:
+        lines = [self.counts()]
+        if self.origin:
+            lines.insert(0, self.origin)
         if self.stripped:
             lines.append(f"'{self.stripped}' taken off every name")
+        lines += self.changes
         lines += [
             f"{len(names)} {what}: {few(names)}"
             for what, names in (("new", self.new), ("unused", self.unused))
             if names
         ]
+        lines += [f"{len(names)} left out ({why}): {few(names)}" for why, names in self.left_out]
         return "; ".join(lines)
 
     def complaint(self) -> str:
@@ -119,7 +129,7 @@ def account(
     kept = {name for name in state if name.startswith(new)}
     unused = {name for name in tensors if name.startswith((*new, TASK_PREFIX))}
     # Constants of a network, such as tables of indices, may be left out of a file.
-    constants = {name for name, _ in network.named_buffers() if not state[name].is_floating_point()}
+    constants = {name for name, one in network.named_buffers() if not one.is_floating_point()}
     optional = kept | constants | tensors.keys()
     shared = [name for name in state if name in tensors and name not in kept]
     refused = [Refusal(name, "missing") for name in state if name not in optional]
@@ -127,7 +137,7 @@ def account(
     unfit = [refusal for name in shared if (refusal := _unfit(name, tensors[name], state[name]))]
     loaded = {*shared} - {refusal.name for refusal in unfit}
     prefixes = target.prefixes(counted) if isinstance(target, Backbone) else ("",)
-    part = {name for name in state if name.startswith(prefixes)}
+    part = {n for n in state if n.startswith(prefixes)} - (constants - tensors.keys())
     sizes = {name: p.numel() for name, p in network.named_parameters() if name in part}
     return Accounting(
         loaded=tuple(name for name in shared if name in loaded),
@@ -183,93 +193,8 @@ def load_weights(
     return accounting
 
 
-def transfer(
-    backbone: Backbone,
-    path: Path,
-    *,
-    fresh: tuple[Part, ...] = ("head",),
-    expected_share: float = 0.9,
-) -> Accounting:
-    """Start a backbone from the weights of a run folder or file.
-
-    Parts that were not trained stay as they are. A file without ``handover.json`` is taken to
-    have trained those parts of which it holds any tensor.
-
-    Args:
-        backbone: The network to fill.
-        path: A run folder or a weight file.
-        fresh: Parts that stay as they are even if the weights have them.
-        expected_share: Least share of the encoder's parameters that must come from the weights; if
-            they say that they trained what makes the tokens alone, of those.
-
-    Raises:
-        WeightsError: If the weights are of another backbone, or do not fit (:func:`load_weights`).
-    """
-    tensors = read_tensors(path)
-    if handover_file(path) is not None:
-        handover = read_handover(path)
-        _check_settings(handover, backbone, path)
-        trained = handover.trained
-    else:
-        trained = _parts_in(tensors, backbone)
-    new = (*untrained(backbone, trained), *(p for part in fresh for p in backbone.prefixes(part)))
-    alone = "tokens" in trained and "encoder" not in trained
-    return load_weights(
-        backbone,
-        tensors,
-        new=new,
-        counted="tokens" if alone else "encoder",
-        expected_share=expected_share,
-    )
-
-
-def untrained(backbone: Backbone, trained: tuple[Part, ...]) -> tuple[str, ...]:
-    """Prefixes of the parameters that belong to none of the trained parts."""
-    known = {prefix for part in trained for prefix in backbone.prefixes(part)}
-    return tuple(p for part in _PARTS for p in backbone.prefixes(part) if p not in known)
-
-
-def load_backbone(path: Path) -> Backbone:
-    """The backbone of a run, built from its ``handover.json`` and filled with its weights.
-
-    Parts that were not trained have random weights, the same ones every time.
-
-    Raises:
-        WeightsError: If a file is missing, damaged, or does not fit the other.
-    """
-    return _loaded(path)[0]
-
-
-def load(path: Path | str) -> nn.Module:
-    """The network of a run: the library's own class (MONAI ``SwinUNETR``, ...), ready to train.
-
-    Says what is random where the run trained a part of the network only.
-
-    Raises:
-        WeightsError: If a file is missing, damaged, or does not fit the other.
-    """
-    backbone, accounting = _loaded(Path(path))
-    if accounting.new:
-        _log.warning("%s: %s", path, accounting)
-    return backbone.network
-
-
-def _loaded(path: Path) -> tuple[Backbone, Accounting]:
-    handover = read_handover(path)
-    with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(handover.seed)
-        backbone = handover.backbone.build(handover.out_channels)
-    new = untrained(backbone, handover.trained)
-    return backbone, load_weights(backbone, read_tensors(path), new=new)
-
-
 def _network(target: nn.Module) -> nn.Module:
     return target.network if isinstance(target, Backbone) else target
-
-
-def _parts_in(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[Part, ...]:
-    names = unwrapped(tensors)[1]
-    return tuple(p for p in _PARTS if any(n.startswith(backbone.prefixes(p)) for n in names))
 
 
 def _unfit(name: str, given: Tensor, wanted: Tensor) -> Refusal | None:
@@ -281,15 +206,3 @@ def _unfit(name: str, given: Tensor, wanted: Tensor) -> Refusal | None:
     if not bool(torch.isfinite(given).all()):
         return Refusal(name, "not finite")
     return None
-
-
-def _check_settings(handover: Handover, backbone: Backbone, path: Path) -> None:
-    theirs, ours = handover.backbone, backbone.config
-    a, b = theirs.model_dump(), ours.model_dump()
-    unequal = [key for key in {**a, **b} if a.get(key) != b.get(key) and key not in ours.changeable]
-    if unequal:
-        said = "; ".join(f"{key} is {a.get(key)!r}, asked for is {b.get(key)!r}" for key in unequal)
-        raise WeightsError(
-            f"{path}: trained with another backbone: {said}. Set the recipe's backbone to what "
-            "the weights have, or use other weights."
-        )

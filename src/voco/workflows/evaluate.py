@@ -1,6 +1,7 @@
 """Predictions against references: a table of metrics, means with intervals, a paired comparison."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,19 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from voco.data.imageio import read_image, read_label
+from voco.data.listings import stem
+from voco.data.preprocess import resample
 from voco.data.store import write_atomically
 from voco.errors import DataError, UsageError
 from voco.evaluation import matching, scored
+from voco.evaluation.convention import Convention, convention
 from voco.evaluation.overlap import Counts, count_voxels
-from voco.evaluation.segmentation import METRICS, UNITS, measure
+from voco.evaluation.segmentation import METRICS, UNITS, measure, measure_regions
 from voco.evaluation.summary import compared, summarised
 from voco.evaluation.tables import (
     Score,
     by_structure,
     mean_over_structures,
+    read_seen,
     write_scores,
 )
 from voco.progress import track
+from voco.shapes import Spacing
 
 OUTPUTS = ("metrics.csv", "summary.json", "comparison.json", "against.csv", "overlays.png")
 """Files that an evaluation writes; ``comparison.json`` and ``against.csv`` only with ``against``,
@@ -66,6 +72,12 @@ class Evaluation:
             lines += [_mean_line(name, e) for name, e in self.comparison["mean"].items()]
         if self.summary["cases"] < _FEW:
             lines += [f"intervals over fewer than {_FEW} cases are too narrow to be relied on"]
+        if seen := list(self.summary.get("seen", {})):
+            few = ", ".join(seen[:5]) + (", ..." if seen[5:] else "")
+            lines.append(
+                f"{len(seen)} of these cases were learnt from ({few}): their figures say nothing "
+                "about new cases"
+            )
         lines += [f"not measured: {case}: {reason}" for case, reason in self.problems]
         return "\n".join(lines)
 
@@ -80,6 +92,8 @@ class Measured:
     """By structure: cases that have it and whose prediction has not."""
     false_positives: dict[str, list[str]] = field(default_factory=dict)
     """By structure: cases that have it not and whose prediction has."""
+    seen: dict[str, str] = field(default_factory=dict)
+    """Cases that the network has learnt from, and in which training."""
 
     @property
     def cases(self) -> list[str]:
@@ -87,7 +101,7 @@ class Measured:
         return list(dict.fromkeys(score.case for score in self.scores))
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 (one argument per option)
     predictions: Path | str,
     references: Path | str,
     out: Path | str,
@@ -98,15 +112,20 @@ def evaluate(
     tolerance_mm: float = 2.0,
     seed: int = 0,
     overwrite: bool = False,
+    regions: Mapping[str, tuple[int, ...]] | None = None,
+    background: bool = False,
+    spacing_mm: Spacing | None = None,
 ) -> Evaluation:
     """Measure predictions against references.
 
-    Masks: Dice, HD95 (mm) and NSD of every structure of every case, on the grid of the reference.
+    Masks: Dice, HD95 (mm) and NSD of every structure of every case, on the grid of the reference,
+    without background: the convention, which ``summary.json`` records.
     Class scores (``scores.csv``): accuracy, balanced accuracy, AUROC and F1 of the whole set.
 
     Args:
         predictions: Folder of masks, or a table of class scores, or the folder that holds it.
-        references: Folder of masks (of a Decathlon folder, ``labelsTr``), or a CSV of targets.
+        references: Folder of masks (of a Decathlon folder, ``labelsTr``), a CSV with the columns
+            ``case`` and ``label`` that names them, or a CSV of targets.
         out: Folder to write ``metrics.csv`` and ``summary.json`` into.
         against: Second predictions of the same cases: both are compared case by case, and
             ``comparison.json`` and ``against.csv`` (their metrics) are written.
@@ -116,12 +135,17 @@ def evaluate(
         tolerance_mm: Distance within which two surfaces agree (NSD).
         seed: Of the bootstrap.
         overwrite: Replace the tables that are there.
+        regions: Unions of label values to measure instead of single labels, such as
+            ``{"TC": (1, 4)}``; what ``labels.json`` beside the predictions says for ``None``.
+        background: Whether label 0 counts as a structure (its Dice only).
+        spacing_mm: Bring both masks to this spacing before they are compared.
 
     Returns:
         The tables, and every case that could not be measured.
 
     Raises:
-        UsageError: If ``out`` holds an evaluation, or no prediction fits any reference.
+        UsageError: If ``out`` holds an evaluation, no prediction fits any reference, or the
+            convention makes no sense.
         DataError: If class names contradict each other, or a table is malformed.
     """
     predictions, references, out = Path(predictions), Path(references), Path(out)
@@ -130,8 +154,12 @@ def evaluate(
     called = names or _names(predictions, against)
     file = scored.scores_file(predictions)
     if file is None:
-        done = _masks(predictions, references, against, tolerance_mm, seed)
+        chosen = _regions(predictions, against) if regions is None else regions
+        how = convention(spacing_mm, chosen, background=background)
+        done = _masks(predictions, references, against, how, tolerance_mm, seed)
     else:
+        if regions or background or spacing_mm:
+            raise UsageError("regions, background and spacing_mm are about masks, not scores.")
         done = _classes(file, references, against, seed)
     summary, comparison, tables, problems = done
     summary = {
@@ -177,31 +205,55 @@ def _names(predictions: Path, against: Path | None) -> tuple[str, str]:
 # --- masks ----------------------------------------------------------------------------------------
 
 
+def _regions(predictions: Path, against: Path | None) -> dict[str, tuple[int, ...]]:
+    """What ``labels.json`` says of the regions to measure.
+
+    Raises:
+        DataError: If it says different things beside two folders of predictions.
+    """
+    found = matching.regions_in(predictions)
+    if against is not None and (other := matching.regions_in(against)) != found:
+        raise DataError(
+            f"{predictions}/labels.json names the regions {found}, {against}/labels.json {other}: "
+            "figures of both would not compare. Say what to measure: --regions."
+        )
+    return found
+
+
 def _masks(
     predictions: Path,
     references: Path,
     against: Path | None,
+    how: Convention,
     tolerance_mm: float,
     seed: int,
 ) -> Done:
     truth = matching.find_masks(references)
     folders = [predictions, *([Path(against)] if against else [])]
-    found = [_measured(folder, references, truth, tolerance_mm) for folder in folders]
+    found = [_measured(folder, references, truth, how, tolerance_mm) for folder in folders]
     first = found[0]
     summary = {
         "cases": len(first.cases),
+        "convention": how.model_dump(mode="json"),
         "tolerance_mm": tolerance_mm,
         "misses": first.misses,
         "false_positives": first.false_positives,
+        "seen": first.seen,
         **summarised(first.scores, seed),
     }
-    comparison = compared(first.scores, found[1].scores, seed) if against else None
+    comparison = None
+    if against:
+        comparison = {"seen": found[1].seen, **compared(first.scores, found[1].scores, seed)}
     problems = [problem for measured in found for problem in measured.problems]
     return summary, comparison, [measured.scores for measured in found], problems
 
 
 def _measured(
-    predictions: Path, references: Path, truth: matching.Masks, tolerance_mm: float
+    predictions: Path,
+    references: Path,
+    truth: matching.Masks,
+    how: Convention,
+    tolerance_mm: float,
 ) -> Measured:
     """Every metric of a folder of predictions."""
     masks = matching.find_masks(predictions)
@@ -212,6 +264,8 @@ def _measured(
             f"reference in {references} ({', '.join(list(truth)[:3])}, ...)."
         )
     classes = matching.class_names(predictions, references)
+    if how.background:
+        classes = {0: "background", **classes}
     measured = Measured()
     for case in track(truth, "evaluate", len(truth)):
         if case not in pairs:
@@ -219,7 +273,7 @@ def _measured(
             measured.problems.append(Problem(case, reason))
             continue
         try:
-            _measure(case, pairs[case], truth[case], classes, tolerance_mm, measured)
+            _measure(case, pairs[case], truth[case], classes, how, tolerance_mm, measured)
         except DataError as error:
             measured.problems.append(Problem(case, str(error)))
     used = set(pairs.values())
@@ -229,6 +283,8 @@ def _measured(
         if file not in used
     ]
     measured.scores = _completed(measured.scores)
+    seen = read_seen(predictions)
+    measured.seen = {case: seen[stem(f)] for case, f in pairs.items() if stem(f) in seen}
     return measured
 
 
@@ -237,6 +293,7 @@ def _measure(
     prediction: Path,
     reference: Path,
     classes: dict[int, str],
+    how: Convention,
     tolerance_mm: float,
     measured: Measured,
 ) -> None:
@@ -252,25 +309,30 @@ def _measure(
             f"{matching.described(ours.grid)}, against {matching.described(theirs.grid)}. "
             "Bring the prediction onto the reference's grid first."
         )
-    counts = count_voxels(ours.array[0], theirs.array[0])
+    if how.spacing_mm is not None:
+        ours, theirs = (resample(mask, how.spacing_mm, label=True) for mask in (ours, theirs))
+    masks = ours.array[0], theirs.array[0]
+    spacing = theirs.grid.spacing_mm
+    counts = count_voxels(*masks)
+    if how.regions:
+        measured.scores += measure_regions(
+            case, *masks, spacing, how.regions, tolerance_mm=tolerance_mm
+        )
+        _note_presence(case, counts, how.regions, measured)
+        return
     for value in np.flatnonzero(counts.reference + counts.prediction)[1:].tolist():
         classes.setdefault(value, f"class {value}")
-    measured.scores += measure(
-        case,
-        ours.array[0],
-        theirs.array[0],
-        theirs.grid.spacing_mm,
-        classes,
-        tolerance_mm=tolerance_mm,
-    )
-    _note_presence(case, counts, classes, measured)
+    measured.scores += measure(case, *masks, spacing, classes, tolerance_mm=tolerance_mm)
+    _note_presence(case, counts, {name: (value,) for value, name in classes.items()}, measured)
 
 
-def _note_presence(case: str, counts: Counts, classes: dict[int, str], measured: Measured) -> None:
-    for value, structure in classes.items():
-        if value >= len(counts.reference):
-            continue
-        there, claimed = counts.reference[value] > 0, counts.prediction[value] > 0
+def _note_presence(
+    case: str, counts: Counts, structures: Mapping[str, tuple[int, ...]], measured: Measured
+) -> None:
+    present = {*np.flatnonzero(counts.reference).tolist()}
+    predicted = {*np.flatnonzero(counts.prediction).tolist()}
+    for structure, values in structures.items():
+        there, claimed = bool(present & {*values}), bool(predicted & {*values})
         if there and not claimed:
             measured.misses.setdefault(structure, []).append(case)
         if claimed and not there:
@@ -314,8 +376,18 @@ def _classes(file: Path, references: Path, against: Path | None, seed: int) -> D
     classes = found[0].classes
     numbers = scored.class_numbers(shared, classes, references)
     scores = [table.rows(list(shared)) for table in found]
-    summary = {"cases": len(shared), **scored.summarised(numbers, scores[0], classes, seed)}
-    comparison = scored.compared(numbers, scores[0], scores[1], seed) if against else None
+    seen = [
+        {case: stage for case, stage in read_seen(each.parent).items() if case in shared}
+        for each in files
+    ]
+    summary = {
+        "cases": len(shared),
+        "seen": seen[0],
+        **scored.summarised(numbers, scores[0], classes, seed),
+    }
+    comparison = None
+    if against:
+        comparison = {"seen": seen[1], **scored.compared(numbers, scores[0], scores[1], seed)}
     tables = [scored.score_rows(shared, numbers, each, classes) for each in scores]
     return summary, comparison, tables, problems
 

@@ -11,7 +11,9 @@ import torch
 from lightning_fabric import Fabric
 
 from voco.backbone import Part
+from voco.data.fingerprint import Fingerprint
 from voco.data.labelled import (
+    Labelled,
     Split,
     check_channels,
     label_classes,
@@ -19,6 +21,7 @@ from voco.data.labelled import (
     split_cases,
     target_classes,
 )
+from voco.data.leaks import find_overlaps, fingerprints
 from voco.data.loading import Share
 from voco.data.patches import (
     CropSamples,
@@ -34,6 +37,7 @@ from voco.engine.loop import Record
 from voco.engine.optimizer import build_optimizer
 from voco.engine.run import first_does, open_run
 from voco.engine.session import train
+from voco.errors import ConfigError
 from voco.evaluation.tables import Score, number_text, read_rows, write_rows
 from voco.nn.gather import gathered_objects
 from voco.recipes import FinetuneConfig
@@ -43,9 +47,15 @@ from voco.tasks.segmentation import Segmentation, SegmentationConfig
 from voco.validation import figures, score_cases, summarise
 from voco.weights import (
     Accounting,
+    Seen,
     TrainingData,
     export,
     read_handover,
+    recognise,
+    record,
+    seen_before,
+    seen_in,
+    settled,
     transfer,
     weights_digest,
 )
@@ -53,6 +63,9 @@ from voco.weights.handover import handover_file
 
 _COLUMNS = ("step", "case", "structure", "metric", "value")
 """Of ``validation.csv``."""
+
+_NAMED = 5
+"""Cases that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,40 @@ class Job:
     targets: tuple[int | str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Leaks:
+    """Held-out cases that are learnt from.
+
+    Attributes:
+        tested: How many cases are held out: for validation, and of the split ``test``.
+        certain: Whether all that the weights have learnt from is known.
+        seen: Held-out cases, and in which training the weights have learnt from them.
+        copies: Held-out cases, and the case of this training that is the same scan.
+    """
+
+    tested: int
+    certain: bool
+    seen: dict[str, str]
+    copies: dict[str, str]
+
+    def warnings(self) -> Iterator[str]:
+        """What a reader of the scores must know."""
+        of = f"of the {self.tested} held-out cases"
+        if self.seen:
+            stages = " and ".join(sorted(set(self.seen.values())))
+            yield (
+                f"the weights have learnt from {len(self.seen)} {of} in {stages} "
+                f"({_few(list(self.seen))}): their scores say nothing about new scans. "
+                "'voco pretrain --exclude' leaves copies of a store's cases out"
+            )
+        if self.copies:
+            pairs = [f"{one} is {other}" for one, other in self.copies.items()]
+            yield (
+                f"{len(self.copies)} {of} are the same scans as cases to learn from "
+                f"({_few(pairs)}): put both into one group"
+            )
+
+
 def finetune(
     config: FinetuneConfig,
     data: Sequence[Path | str],
@@ -90,7 +137,8 @@ def finetune(
     Args:
         config: The recipe.
         data: Stores with labelled cases.
-        weights: A run folder or a weight file; ``None`` trains from scratch.
+        weights: A run folder, a checkpoint of a run, or a weight file of anybody whose layout is
+            known; ``None`` trains from scratch.
         out: The run folder.
         resume: Go on from the last checkpoint.
         overwrite: Remove a run that lies there.
@@ -105,6 +153,7 @@ def finetune(
         UsageError: If the run folder may not be written.
     """
     out, weights = Path(out), None if weights is None else Path(weights)
+    config = config.model_copy(update={"backbone": settled(config.backbone, weights)})
     job = find_job(config, data)
     task, accounting = start(config, job, weights)
     fabric = launch(config.precision)
@@ -112,7 +161,13 @@ def finetune(
     run = open_run(fabric, out, config, facts, resume=resume, overwrite=overwrite)
     if run.finished:
         return out
-    first_does(fabric, lambda: _write_notes(out, config, job, weights, accounting))
+    before = seen_before(weights)
+    learnt = first_does(fabric, lambda: _fingerprints(job.split.train))
+
+    def note() -> None:
+        _write_notes(out, config, job, weights, accounting, _leaks(job, before, learnt))
+
+    first_does(fabric, note)
     first_does(fabric, lambda: _draw_views(config, job, task, out))
     optimizer = build_optimizer(
         config.optimizer,
@@ -133,7 +188,8 @@ def finetune(
         what="fine-tune",
         hooks=(lambda record: _look(fabric, task, config, job, record, out),),
     )
-    first_does(fabric, lambda: _hand_over(config, job, task, out))
+    seen = (*before, seen_in(config.task.name, learnt))
+    first_does(fabric, lambda: _hand_over(config, job, task, out, seen))
     return out
 
 
@@ -155,10 +211,23 @@ def find_job(config: FinetuneConfig, data: Sequence[Path | str]) -> Job:
         labels_seed=config.seed if config.labels_seed is None else config.labels_seed,
     )
     check_channels((*split.train, *split.validation), config.backbone.in_channels)
-    if segments:
-        return Job(stores, split, label_classes(cases))
+    if isinstance(config.task, SegmentationConfig):
+        classes = label_classes(cases)
+        _check_regions(config.task, classes)
+        return Job(stores, split, classes)
     targets = target_classes(cases)
     return Job(stores, split, dict(enumerate(map(str, targets))), targets)
+
+
+def _check_regions(task: SegmentationConfig, classes: dict[int, str]) -> None:
+    for name, values in task.regions.items():
+        strange = sorted(set(values) - (set(classes) - {0}))
+        if strange or not values:
+            known = ", ".join(f"{value} ({each})" for value, each in classes.items() if value)
+            raise ConfigError(
+                f"task.regions.{name}: {strange or 'nothing'} are no labels of this data; they "
+                f"are {known}. Two data sets may number the same structures differently."
+            )
 
 
 def start(
@@ -266,7 +335,11 @@ def _note(file: Path, step: int, scores: Sequence[Score]) -> None:
 
 
 def _hand_over(
-    config: FinetuneConfig, job: Job, task: Segmentation | Classification, out: Path
+    config: FinetuneConfig,
+    job: Job,
+    task: Segmentation | Classification,
+    out: Path,
+    seen: tuple[Seen, ...],
 ) -> None:
     parts: tuple[Part, ...] = ("encoder", "decoder", "head")
     tensors = None
@@ -291,6 +364,7 @@ def _hand_over(
             TrainingData(digest=store.digest, cases=sum(one.store is store for one in train))
             for store in job.stores
         ),
+        seen=seen,
         task_tensors=tensors,
     )
 
@@ -301,24 +375,55 @@ def _write_notes(
     job: Job,
     weights: Path | None,
     accounting: Accounting | None,
+    leaks: Leaks,
 ) -> None:
     """``cases.json`` and ``weights.json``, and the warnings on the screen."""
     parts = job.split._asdict().items()
     cases = {name: [one.case.id for one in part] for name, part in parts}
-    warnings = [*_doubts(config, job), *_differences(config, job, weights)]
-    said = str(accounting) if accounting else "none: trained from scratch"
+    warnings = [*leaks.warnings(), *_doubts(config, job), *_differences(config, job, weights)]
     about = {
-        "weights": None if weights is None else str(weights),
-        "sha256": weights_digest(weights),
-        "summary": said,
-        "accounting": None if accounting is None else asdict(accounting),
+        **record(weights, accounting),
+        "leaks": asdict(leaks),
         "warnings": warnings,
     }
     for name, content in (("cases.json", cases), ("weights.json", about)):
         write_atomically(out / name, json.dumps(content, indent=2).encode())
     counts = f"{len(job.split.train)} cases to learn from, {len(job.split.validation)} held out"
-    for line in (counts, f"weights: {said}", *(f"warning: {text}" for text in warnings)):
+    for line in (
+        counts,
+        f"weights: {about['summary']}",
+        *(f"warning: {text}" for text in warnings),
+    ):
         print(f"voco: {line}", file=sys.stderr)  # noqa: T201
+
+
+def _fingerprints(cases: Sequence[Labelled]) -> list[Fingerprint]:
+    """Of each case, in their order."""
+    marks: dict[tuple[Path, str], Fingerprint] = {}  # two stores may both have a case of one name
+    for store in dict.fromkeys(one.store for one in cases):
+        own = [one.case for one in cases if one.store is store]
+        names = ((store.path, case.id) for case in own)
+        marks |= zip(names, fingerprints(store, own), strict=True)
+    return [marks[one.store.path, one.case.id] for one in cases]
+
+
+def _leaks(job: Job, before: Sequence[Seen], learnt: Sequence[Fingerprint]) -> Leaks:
+    """Held-out cases against all that the weights have learnt from, and will learn from now."""
+    split = job.split
+    tested = [*split.validation, *(one for one in split.unused if one.case.split == "test")]
+    marks = _fingerprints(tested)
+    names = [one.case.id for one in tested]
+    known = recognise(before, marks)
+    copies = {
+        names[overlap.tested]: split.train[overlap.seen].case.id
+        for overlap in find_overlaps(learnt, marks)
+    }
+    seen = {names[number]: stage for number, stage in sorted(known.stages.items())}
+    return Leaks(len(tested), known.certain, seen, copies)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if names[_NAMED:] else "")
 
 
 def _doubts(config: FinetuneConfig, job: Job) -> Iterator[str]:

@@ -13,11 +13,14 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from voco.data.datasets import known_datasets, read_dataset
 from voco.data.intake import Job, Outcome, source_keys, take
-from voco.data.quality import Line, quality_lines, write_quality
+from voco.data.layouts import check_counts, lay_out
+from voco.data.quality import Line, quality_lines, refusal_line, write_quality
 from voco.data.quality_page import write_page
 from voco.data.source import Refused, Source
-from voco.data.sources import discover
+from voco.data.sources import completed, discover
+from voco.data.splits import with_splits
 from voco.data.store import Case, Preprocessing, Store
 from voco.errors import DataError, UsageError
 from voco.progress import track
@@ -37,6 +40,7 @@ class Report:
         skipped: Cases that were in the store already, unchanged.
         refused: Sources that could not be taken; why is in ``quality.jsonl``.
         refusals: Source and reason of each.
+        notes: What a user should know about the data set that was named.
     """
 
     store: Path
@@ -44,6 +48,7 @@ class Report:
     remade: int
     skipped: int
     refusals: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def refused(self) -> int:
@@ -68,14 +73,14 @@ class Report:
         if more > 0:
             shown.append(f"  and {more} more")
         head = f"{', '.join(parts)}; see {self.store / 'quality.html'}"
-        return "\n".join([head, *shown])
+        return "\n".join([head, *shown, *(f"note: {note}" for note in self.notes)])
 
 
 _SHOWN = 10
 """Refusals that are printed; all are in the quality report."""
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 (one argument per option)
     sources: Path | str | Iterable[Path | str],
     out: Path | str,
     *,
@@ -85,6 +90,9 @@ def prepare(
     shard: tuple[int, int] | None = None,
     modality: str | None = None,
     overwrite: bool = False,
+    dataset: str | None = None,
+    partial: bool = False,
+    split_files: Sequence[str] = (),
 ) -> Report:
     """Bring scans into a store.
 
@@ -101,16 +109,33 @@ def prepare(
             at the same time.
         modality: What all scans are, for formats that do not say; overrides what files say.
         overwrite: Whether a store that is there is removed first.
+        dataset: The source is this data set, as its owners distribute it: the name of a
+            description that comes along, or the path of one. Counts, label values and splits are
+            checked, and the description's spacing and foreground are used where none are given.
+        partial: Whether a data set may have fewer or more cases than its owners distribute.
+        split_files: Splits of a data set's cases, ``FILE`` or ``SPLIT=FILE``, instead of those
+            that come along.
 
     Raises:
-        DataError: If a place does not exist, or nothing that could be a scan is found.
+        DataError: If a place does not exist, or nothing that could be a scan is found; if it is
+            not the data set that it is said to be.
         StoreError: If the store was prepared in another way.
         UsageError: If the shard is none or would overwrite, or the folder holds something else.
     """
     out, part = Path(out), _part(shard)
     if shard is not None and overwrite:
         raise UsageError("a shard cannot overwrite: it would remove what the others made.")
-    found, refused = _discover([sources] if isinstance(sources, str | Path) else sources)
+    places = [Path(place) for place in ([sources] if isinstance(sources, str | Path) else sources)]
+    notes: tuple[str, ...] = ()
+    if dataset is None:
+        if partial or split_files:
+            raise UsageError("partial and split_files are about a data set; name it: --dataset.")
+        found, refused = _discover(places)
+    else:
+        found, refused, notes = _described(places, dataset, split_files, partial=partial)
+        known = read_dataset(dataset)
+        spacing_mm = known.spacing_mm if spacing_mm is None else spacing_mm
+        foreground = foreground or known.foreground
     store = _open(out, _preprocessing(spacing_mm, foreground=foreground), overwrite=overwrite)
     if part is None:
         store.merge()
@@ -125,11 +150,11 @@ def prepare(
                 store.add([outcome.case], part)
             outcomes.append(outcome)
     finally:
-        lines = [Line(source=str(path), status="refused", reason=why) for path, why in refused]
+        lines = [refusal_line(item) for item in refused]
         lines += quality_lines(outcomes, store)
         write_page(store, write_quality(out, lines, part))
         store.write_counts()
-    return _report(out, outcomes, lines)
+    return _report(out, outcomes, lines, notes)
 
 
 def _part(shard: tuple[int, int] | None) -> str | None:
@@ -149,13 +174,46 @@ def _preprocessing(spacing_mm: Spacing | float | None, *, foreground: bool) -> P
     return Preprocessing(spacing_mm=spacing_mm, foreground=foreground)
 
 
-def _discover(
-    named: Iterable[Path | str],
-) -> tuple[dict[str, tuple[Source, Path]], list[Refused]]:
+Keyed = dict[str, tuple[Source, Path]]
+"""Sources by key, with the place in which each was found."""
+
+
+def _described(
+    places: Sequence[Path], dataset: str, split_files: Sequence[str], *, partial: bool
+) -> tuple[Keyed, list[Refused], tuple[str, ...]]:
+    """The cases of a data set, what is wrong with others, and what is to be known about it.
+
+    Raises:
+        DataError: If it is not there, not whole, or its splits are not sound.
+        UsageError: If there is no such description, or more than one folder is named.
+    """
+    if len(places) != 1:
+        raise UsageError(f"--dataset {dataset}: name the one folder that holds it.")
+    root = places[0]
+    description = read_dataset(dataset)
+    name = dataset if dataset in known_datasets() else str(Path(dataset).absolute())
+    laid = lay_out(description, name, root)
+    if not partial:
+        check_counts(description, name, root, laid)
+    sources, refused = completed(
+        with_splits(description, name, laid, split_files, partial=partial), laid.refused
+    )
+    notes = list(description.traps)
+    if laid.unused:
+        names = ", ".join(laid.unused[:3])
+        notes.insert(0, f"{len(laid.unused)} images are no part of {dataset}, such as {names}")
+    found = {
+        key: (source, root.absolute())
+        for key, source in zip(source_keys(sources), sources, strict=True)
+    }
+    return found, refused, tuple(notes)
+
+
+def _discover(named: Iterable[Path]) -> tuple[Keyed, list[Refused]]:
     """All sources by key, each once, with the place in which it was found."""
-    found: dict[str, tuple[Source, Path]] = {}
+    found: Keyed = {}
     refused: dict[Refused, None] = {}
-    places = [Path(place) for place in named]
+    places = list(named)
     for place in places:
         sources, reasons = discover(place)
         for key, source in zip(source_keys(sources), sources, strict=True):
@@ -266,7 +324,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _report(store: Path, outcomes: Sequence[Outcome], lines: Sequence[Line]) -> Report:
+def _report(
+    store: Path, outcomes: Sequence[Outcome], lines: Sequence[Line], notes: tuple[str, ...]
+) -> Report:
     count = Counter(outcome.status for outcome in outcomes)
     return Report(
         store=store,
@@ -276,4 +336,5 @@ def _report(store: Path, outcomes: Sequence[Outcome], lines: Sequence[Line]) -> 
         refusals=tuple(
             (line.source, line.reason or "") for line in lines if line.status == "refused"
         ),
+        notes=notes,
     )

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from voco.data.fingerprint import Fingerprint
+from voco.data.leaks import LeftOut, cases_to_leave_out, fingerprints, tested_cases
 from voco.data.selection import Entry, Split, split_cases
 from voco.data.store import Store, open_alike, write_atomically
 from voco.data.windows import Share, Windows, window_batches
 from voco.draws import Draws, mixed_seed
+from voco.engine.checkpoint import is_checkpoint
 from voco.engine.launch import launch
 from voco.engine.loop import Record
 from voco.engine.optimizer import build_optimizer
@@ -21,17 +24,37 @@ from voco.engine.run import first_does, open_run
 from voco.engine.session import train
 from voco.errors import ConfigError
 from voco.evaluation.probe import chances, with_chance
+from voco.evaluation.tables import number_text, write_rows
 from voco.method import Method
 from voco.probing import Probe, extracted, facts, find_probe, judged
 from voco.recipes import PretrainConfig
 from voco.shapes import Volumes
 from voco.task import Step
-from voco.weights import TrainingData, export, transfer, weights_digest
+from voco.weights import (
+    Accounting,
+    Guarded,
+    Seen,
+    TrainingData,
+    export,
+    record,
+    resume_method,
+    seen_before,
+    seen_in,
+    settled,
+    transfer,
+    weights_digest,
+)
 
 _LOOK = 0x60
 _LEAST_LOOKED_AT, _MOST_LOOKED_AT = 16, 32
 """Windows of held-out cases that are looked at: one of each case, but several of few cases, since
 figures of a handful of crops say nothing."""
+
+LEFT_OUT = "left_out.csv"
+"""Table in the run folder: cases that were not trained on since they are to be tested on."""
+
+_NAMED = 8
+"""Cases that are named on the screen; all are in the table."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +68,9 @@ class Job:
         split: Cases to train on, and cases to look at.
         method: On the device.
         out: The run folder.
+        guarded: Stores from whose scans it is kept away.
+        left_out: Cases that are not trained on for that reason.
+        seen: The scans of this training, and of those before.
         probe: What is asked of the features meanwhile, if anything.
     """
 
@@ -54,6 +80,9 @@ class Job:
     split: Split
     method: Method
     out: Path
+    guarded: tuple[Store, ...]
+    left_out: tuple[LeftOut, ...]
+    seen: tuple[Seen, ...]
     probe: Probe | None = None
 
     def windows(self, entries: Sequence[Entry], seed: int, share: Share) -> Windows:
@@ -79,6 +108,7 @@ def pretrain(
     overwrite: bool = False,
     weights: Path | str | None = None,
     probe_data: Sequence[Path | str] = (),
+    exclude: Sequence[Path | str] = (),
 ) -> Path:
     """Pre-train a network on unlabelled scans.
 
@@ -92,10 +122,16 @@ def pretrain(
         out: The run folder.
         resume: Go on from the last checkpoint; start, if there is no run yet.
         overwrite: Remove a run that lies there.
-        weights: Start from the backbone of this run or weight file.
+        weights: Start from these: the backbone of a run or of a weight file of anybody whose
+            layout is known; or the whole method, heads and teacher, of a run's checkpoint. The
+            optimizer starts anew. ``weights.json`` keeps the account.
         probe_data: Labelled stores: what the features tell of their labels is logged as ``probe``
             every ``config.probe_every`` steps, beside what those of the untrained network told.
             The network never learns from them.
+        exclude: Stores that will be tested on: cases that were made from one of their tested
+            scans, however they were prepared, are not learnt from, and neither are the other cases
+            of their groups. Tested are the cases of the split ``test``, or all of a store that has
+            none. ``left_out.csv`` names what was left out.
 
     Returns:
         The run folder.
@@ -111,17 +147,30 @@ def pretrain(
     """
     out, weights = Path(out), None if weights is None else Path(weights)
     stores = open_alike(data)
-    split = find_cases(config, stores)
-    method = build_method(config, weights)
+    guarded = tuple(Store(path) for path in exclude)
+    left_out = cases_to_leave_out(stores, guarded)
+    split = find_cases(config, stores, {(item.store, item.case) for item in left_out})
+    config = config.model_copy(update={"backbone": settled(config.backbone, weights)})
+    method, accounting = started_method(config, weights)
     probe = None
     if probe_data:
         probe = find_probe(config.probe, probe_data, method.handover(), config.intensity)
     fabric = launch(config.precision)
-    facts = {"stores": [store.digest for store in stores], "weights": weights_digest(weights)}
+    facts = {
+        "stores": [store.digest for store in stores],
+        "weights": weights_digest(weights),
+        "exclude": [store.digest for store in guarded] or None,
+    }
     run = open_run(fabric, out, config, facts, resume=resume, overwrite=overwrite)
     if run.finished:
         return out
-    job = Job(config, fabric, stores, split, method.to(fabric.device), out, probe)
+    # Before the first step: a damaged store is noticed now rather than after the last one.
+    learnt = first_does(fabric, lambda: _fingerprints(stores, split))
+    seen = (*seen_before(weights), seen_in("pretraining", learnt))
+    method = method.to(fabric.device)
+    job = Job(config, fabric, stores, split, method, out, guarded, left_out, seen, probe)
+    first_does(fabric, lambda: _note_weights(out, weights, accounting))
+    first_does(fabric, lambda: _note_left_out(job))
     first_does(fabric, lambda: _draw_views(job))
     reference = _reference(job)
     optimizer = build_optimizer(config.optimizer, method, fused=config.precision != "fp16-mixed")
@@ -142,14 +191,23 @@ def pretrain(
     return out
 
 
-def find_cases(config: PretrainConfig, stores: Sequence[Store]) -> Split:
+def find_cases(
+    config: PretrainConfig,
+    stores: Sequence[Store],
+    without: Collection[tuple[int, str]] = (),
+) -> Split:
     """Cases to train on and cases to look at; reads no voxels.
+
+    Args:
+        config: The recipe.
+        stores: Where the cases are.
+        without: Number of the store and id of cases that are left out.
 
     Raises:
         ConfigError: If the network takes another number of channels.
         StoreError: If nothing is left to train on.
     """
-    split = split_cases(stores, config.holdout, config.seed)
+    split = split_cases(stores, config.holdout, config.seed, without)
     entry = split.train[0]
     channels = entry.case.channels
     if len(channels) != config.backbone.in_channels:
@@ -161,20 +219,77 @@ def find_cases(config: PretrainConfig, stores: Sequence[Store]) -> Split:
     return split
 
 
-def build_method(config: PretrainConfig, weights: Path | None = None) -> Method:
+def build_method(config: PretrainConfig) -> Method:
     """The method around its backbone; random weights depend on the seed alone.
 
     Raises:
         ConfigError: If the backbone does not fit the method.
-        WeightsError: If the weights do not fit the backbone.
     """
+    return started_method(config, None)[0]
+
+
+def started_method(
+    config: PretrainConfig, weights: Path | None
+) -> tuple[Method, Accounting | None]:
+    """The method as its first step finds it, and where its weights came from.
+
+    Raises:
+        ConfigError: If the backbone does not fit the method.
+        WeightsError: If the weights do not fit the backbone, or the checkpoint not the method.
+    """
+    accounting = None
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(config.seed)
         backbone = config.backbone.build()
-        if weights is not None:
+        if weights is not None and not is_checkpoint(weights):
             accounting = transfer(backbone, weights)
-            print(f"voco: from {weights}: {accounting}", file=sys.stderr)  # noqa: T201
-        return config.method.build(backbone)
+        method = config.method.build(backbone)
+        if weights is not None and is_checkpoint(weights):
+            accounting = resume_method(method, weights)
+    return method, accounting
+
+
+def _note_weights(out: Path, weights: Path | None, accounting: Accounting | None) -> None:
+    """``weights.json``, and a line on the screen."""
+    if weights is None:
+        return
+    about = record(weights, accounting)
+    write_atomically(out / "weights.json", json.dumps(about, indent=2).encode())
+    print(f"voco: from {weights}: {about['summary']}", file=sys.stderr)  # noqa: T201
+
+
+def _fingerprints(stores: Sequence[Store], split: Split) -> list[Fingerprint]:
+    """Of all cases to train on."""
+    return [
+        mark
+        for number, store in enumerate(stores)
+        for mark in fingerprints(store, (e.case for e in split.train if e.store == number))
+    ]
+
+
+def _note_left_out(job: Job) -> None:
+    """``left_out.csv``, and a line on the screen."""
+    if not job.guarded:
+        return
+    rows = [
+        [
+            item.case,
+            job.stores[item.store].path,
+            item.copy_of,
+            job.guarded[item.copy_store].path,
+            item.same,
+            number_text(item.likeness),
+        ]
+        for item in job.left_out
+    ]
+    columns = ("case", "store", "copy_of", "excluded_store", "same", "likeness")
+    write_rows(job.out / LEFT_OUT, columns, rows)
+    names = [item.case for item in job.left_out]
+    few = ", ".join(names[:_NAMED]) + (", ..." if names[_NAMED:] else "")
+    total = sum(len(store.cases) for store in job.stores)
+    said = f" ({few}); see {job.out / LEFT_OUT}" if names else ""
+    text = f"voco: {len(names)} of {total} cases are copies of excluded ones and left out{said}"
+    print(text, file=sys.stderr)  # noqa: T201
 
 
 def _batches(job: Job, done: int) -> Iterator[Volumes]:
@@ -308,6 +423,11 @@ def _finish(job: Job) -> None:
             TrainingData(digest=store.digest, cases=used.count(index))
             for index, store in enumerate(job.stores)
         ),
+        seen=job.seen,
+        guarded=tuple(
+            Guarded(digest=store.digest, cases=len(tested_cases(store))) for store in job.guarded
+        ),
+        left_out=len(job.left_out),
     )
 
 

@@ -27,7 +27,7 @@ def report(folder: Path) -> Path:
         DataError: If a table is damaged.
     """
     # Drawing needs matplotlib, which takes a second to import.
-    from voco.reporting.evaluations import evaluation_section  # noqa: PLC0415
+    from voco.reporting.evaluations import apart, evaluation_section  # noqa: PLC0415
     from voco.reporting.page import render  # noqa: PLC0415
     from voco.reporting.probes import probe_section  # noqa: PLC0415
     from voco.reporting.runs import finetuning_section, pretraining_section  # noqa: PLC0415
@@ -37,6 +37,8 @@ def report(folder: Path) -> Path:
         return _report_comparison(folder)
     found = find_tables(folder)
     sections = [evaluation_section(tables) for tables in found.evaluations]
+    for section in sections:
+        section.warnings += apart(found.evaluations)
     if found.finetuning:
         sections.append(finetuning_section(found.finetuning))
     sections += [probe_section(tables) for tables in found.probes]

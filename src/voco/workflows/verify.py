@@ -10,7 +10,7 @@ from voco.data.intake import Job, digest_source, make_case, source_keys
 from voco.data.source import Source
 from voco.data.sources import discover
 from voco.data.store import Case, Store
-from voco.errors import DataError, VocoError
+from voco.errors import VocoError
 from voco.progress import track
 
 Found = Mapping[str, Source]
@@ -107,9 +107,10 @@ def _shape(file: Path) -> tuple[int, ...] | None:
 
 def _repair(store: Store, case: Case, places: dict[str, Found | str]) -> str | None:
     """Make a case anew; why not, if it cannot be."""
-    if case.place not in places:
-        places[case.place] = _look(Path(case.place))
-    found = places[case.place]
+    place = f"{case.dataset}:{case.place}"
+    if place not in places:
+        places[place] = _look(Path(case.place), case.dataset)
+    found = places[place]
     if isinstance(found, str):
         return found
     source = found.get(case.source)
@@ -130,9 +131,9 @@ def _repair(store: Store, case: Case, places: dict[str, Found | str]) -> str | N
     return None
 
 
-def _look(place: Path) -> Found | str:
+def _look(place: Path, dataset: str) -> Found | str:
     try:
-        sources, _ = discover(place)
-    except (DataError, OSError) as error:
+        sources, _ = discover(place, dataset)
+    except (VocoError, OSError) as error:
         return str(error)
     return dict(zip(source_keys(sources), sources, strict=True))

@@ -1,0 +1,139 @@
+"""Instance norm that keeps its output for the backward pass, not its input.
+
+A convolution is followed by a norm and a leaky ReLU, and the next convolution keeps what comes out.
+Torch keeps the norm's input as well, at full resolution the largest tensor of the network. But a
+leaky ReLU can be undone, and the gradient of an instance norm needs the normalised values alone:
+the output suffices. Values and gradients are those of ``torch.nn.InstanceNorm3d`` (no learnt scale,
+no running statistics), ``torch.nn.LeakyReLU`` and a sum, to the precision of the numbers.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from voco.shapes import Level
+
+_PRECISE = (torch.float32, torch.float64)
+"""Types with the digits that undoing a sum needs."""
+
+
+def instance_norm(features: Level, epsilon: float) -> Level:
+    """Every channel of every volume at zero mean and unit variance.
+
+    Args:
+        features: Of any precision.
+        epsilon: Added to the variance.
+
+    Raises:
+        ValueError: If there is a single voxel, which has no variance.
+    """
+    _check(features)
+    if features.dtype in _PRECISE:
+        return _Norm.apply(features, epsilon)
+    return F.instance_norm(features, eps=epsilon)
+
+
+def norm_and_leaky_relu(
+    features: Level, epsilon: float, slope: float, residual: Level | None = None
+) -> Level:
+    """``leaky_relu(instance_norm(features) + residual)``.
+
+    Args:
+        features: Of any precision; below float32 all is done torch's way.
+        epsilon: Added to the variance.
+        slope: Of the leaky ReLU below 0; above 0, or the output could not be undone.
+        residual: Added between the two; ``None`` adds nothing.
+
+    Raises:
+        ValueError: If there is a single voxel, which has no variance.
+    """
+    _check(features)
+    if features.dtype in _PRECISE:
+        return _NormAct.apply(features, residual, epsilon, slope)
+    out = F.instance_norm(features, eps=epsilon)
+    return F.leaky_relu(out if residual is None else out + residual, slope)
+
+
+def _check(features: Level) -> None:
+    if features[0, 0].numel() == 1:
+        raise ValueError(f"a norm needs more than 1 spatial element, got {tuple(features.shape)}.")
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, epsilon: float) -> Tensor:  # noqa: ANN401
+        normed, scale = _normed(features, epsilon)
+        ctx.save_for_backward(normed, scale)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        *gradients: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        return _norm_gradient(gradients[0], *ctx.saved_tensors), None
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        features: Tensor,
+        residual: Tensor | None,
+        epsilon: float,
+        slope: float,
+    ) -> Tensor:
+        out, scale = _normed(features, epsilon)
+        if residual is not None:
+            out.add_(residual)
+        F.leaky_relu_(out, slope)
+        ctx.slope = slope
+        ctx.save_for_backward(out, scale, residual)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        *gradients: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        out, scale, residual = ctx.saved_tensors
+        inner = torch.ops.aten.leaky_relu_backward(gradients[0], out, ctx.slope, True)  # noqa: FBT003
+        normed = F.leaky_relu(out, 1 / ctx.slope)
+        if residual is None:
+            return _norm_gradient(inner, normed, scale), None, None, None
+        normed.sub_(residual)
+        return _norm_gradient(inner, normed, scale), inner, None, None
+
+
+def _normed(features: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Normalised features, and one over the standard deviation of each channel."""
+    rows, voxels = features.shape[0] * features.shape[1], features[0, 0].numel()
+    # A group norm of groups of one channel: the faster kernel of the two on a CPU.
+    flat = features.contiguous().view(1, rows, voxels)
+    out, _, scale = torch.native_group_norm(flat, None, None, 1, rows, voxels, rows, epsilon)
+    return out.view(features.shape), scale
+
+
+def _norm_gradient(gradient: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
+    """The gradient at the norm's input, from its output."""
+    rows, voxels = scale.numel(), normed[0, 0].numel()
+    # The output has mean 0 and deviation 1. The kernel multiplies by learnt weights at no cost:
+    # the scale takes their place.
+    at_input, _, _ = torch.ops.aten.native_group_norm_backward(
+        gradient.contiguous().view(1, rows, voxels),
+        normed.view(1, rows, voxels),
+        torch.zeros_like(scale),
+        torch.ones_like(scale),
+        scale.view(rows),
+        1,
+        rows,
+        voxels,
+        rows,
+        [True, False, False],
+    )
+    return at_input.view(normed.shape)

@@ -1,0 +1,85 @@
+"""Attention within many small windows that share a position bias.
+
+The weights of a Swin window of 7x7x7 tokens are 343x343 numbers per head: hundreds of megabytes per
+crop, which are written, read and kept for the backward pass where attention is spelled out. Here
+the forward pass is torch's fused kernel, and the backward pass computes the weights anew, of one
+window at a time, in the processor's cache. The bias is trained, which torch's fused kernel
+for CPUs cannot do.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_NOTHING = -60.0
+"""Logarithm of a weight that adds nothing to a sum of float64 numbers near 1. Smaller weights are
+computed as this one, since a processor takes many times longer over numbers next to zero."""
+
+
+def window_attention(
+    queries: Float[Tensor, "w h n d"],
+    keys: Float[Tensor, "w h n d"],
+    values: Float[Tensor, "w h n d"],
+    bias: Float[Tensor, "h n n"],
+) -> Float[Tensor, "w h n d"]:
+    """``softmax(queries @ keys.mT / sqrt(d) + bias) @ values``, for each window and head.
+
+    Args:
+        queries: Of ``w`` windows and ``h`` heads, ``n`` tokens each.
+        keys: The same.
+        values: The same.
+        bias: Added to the products, in every window alike; gets a gradient.
+    """
+    if queries.is_cuda or queries.dtype not in (torch.float32, torch.float64):
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=bias.to(queries.dtype)[None]
+        )
+    return _WindowAttention.apply(queries, keys, values, bias)
+
+
+class _WindowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
+        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries, keys, values, attn_mask=bias[None]
+        )
+        ctx.save_for_backward(queries, keys, values, bias, out, sums)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        *gradients: Tensor,
+    ) -> tuple[Tensor, ...]:
+        (gradient,) = gradients
+        queries, keys, values, bias, out, sums = ctx.saved_tensors
+        scale = queries.shape[-1] ** -0.5
+        shift = (gradient * out).sum(dim=-1, keepdim=True)
+        # Two subtractions ride along in the products, as one more column of each factor.
+        ones = torch.ones_like(shift)
+        keys_1, values_1 = torch.cat([keys, ones], dim=-1), torch.cat([values, ones], dim=-1)
+        queries = queries * scale
+        queries_1 = torch.cat([queries, -sums.view_as(shift)], dim=-1)
+        gradient_1 = torch.cat([gradient, -shift], dim=-1)
+        at_queries, at_keys, at_values = (torch.empty_like(part) for part in (queries, keys, out))
+        at_bias = torch.zeros_like(bias)
+        for window in range(len(queries)):
+            logs = (queries_1[window] @ keys_1[window].mT).add_(bias)
+            weights = logs.clamp_(min=_NOTHING).exp_()
+            at_values[window] = weights.mT @ gradient[window]
+            at_logits = (gradient_1[window] @ values_1[window].mT).mul_(weights)
+            at_queries[window] = at_logits @ keys[window]
+            at_keys[window] = at_logits.mT @ queries[window]
+            at_bias += at_logits
+        return at_queries.mul_(scale), at_keys, at_values, at_bias

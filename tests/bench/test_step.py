@@ -1,0 +1,86 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from voco.bench.plain_step import plain_loss
+from voco.bench.step import PathsDifferError, compared, page, ratios
+from voco.bench.step_case import StepCase, cases
+from voco.bench.step_path import load_ours, load_plain, prepare, run
+from voco.errors import UsageError
+from voco.methods.voco import prediction_loss, regularization_loss, similarity
+
+TINY = StepCase(
+    name="tiny",
+    backbone={"name": "resenc_unet", "features": (4, 8), "blocks": (1, 1)},
+    side=8,
+    volumes=2,
+)
+
+
+def test_the_plain_loss_is_voco_v1s():
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(2, count, 5, generator=generator) for count in (3, 4, 3, 4)]
+    queries, bases, taught_queries, taught_bases = (row.double() for row in rows)
+    overlap = torch.rand(2, 3, 4, generator=generator).double() * (torch.arange(4) > 1)
+    predicted = similarity(queries, taught_bases) + similarity(taught_queries, bases)
+    expected = prediction_loss(predicted / 2, overlap, "v1") + regularization_loss(bases, "v1")
+    plain = plain_loss(queries, bases, taught_queries, taught_bases, overlap)
+    torch.testing.assert_close(plain, expected)
+
+
+@pytest.mark.parametrize("case", [TINY, replace(TINY, classes=3)], ids=["voco", "segmentation"])
+def test_both_paths_give_the_same_loss_and_gradients(tmp_path, case):
+    prepare(case, tmp_path)
+    losses = []
+    for name, way in (("plain", load_plain(case, tmp_path)), ("ours", load_ours(case))):
+        result = run(way, case, 1, tmp_path / name)
+        assert result["peak_bytes"] > 0
+        losses.append(result["loss"])
+    gradients = [load_file(tmp_path / name) for name in ("plain", "ours")]
+    assert len(gradients[0]) > 5
+    plain, ours = zip(losses, gradients, strict=True)
+    assert compared(plain, ours)["gradient_difference"] < 1e-4
+
+
+def test_paths_that_differ_are_an_error():
+    gradient = {"weight": torch.ones(3)}
+    assert compared((1.0, gradient), (1.0, gradient))["gradient_difference"] == 0
+    with pytest.raises(PathsDifferError, match="do not give the same"):
+        compared((1.0, gradient), (1.0, {"weight": torch.tensor([1.0, 1.0, 1.1])}))
+    with pytest.raises(PathsDifferError, match="do not give the same"):
+        compared((1.0, gradient), (1.001, gradient))
+    with pytest.raises(PathsDifferError, match=r"one path alone: \['bias'\]"):
+        compared((1.0, gradient), (1.0, {**gradient, "bias": torch.ones(1)}))
+
+
+def test_a_ratio_is_that_of_neighbours_in_time():
+    found = ratios([(10.0, 2.0), (30.0, 10.0), (8.0, 2.0)])
+    assert found == {"plain": 10.0, "ours": 2.0, "ratio": 4.0, "low": 3.0, "high": 5.0}
+
+
+def test_the_tables_show_ratios_and_the_distance_to_the_limit():
+    pair = ratios([(10.0, 2.0)])
+    needs = {"flops": 10**12, "touched": 10**9, "operators": 7}
+    row = {"name": "tiny", "what": "a step", "loss_difference": 0.0, "gradient_difference": 1e-6}
+    row |= dict.fromkeys(("forward", "backward", "step"), pair)
+    row |= {"peak_bytes": ratios([(4e9, 1e9)]), "needs": {"plain": needs, "ours": needs}}
+    machine = {"convolution": 1e12, "product": 1e12, "copy": 1e10}
+    text = "\n".join(page(json.loads(json.dumps({"machine": machine, "rows": [row]}))))
+    assert "5.00 (5.00 to 5.00)" in text
+    assert "4.0 → 1.0 (0.25)" in text
+    assert "| `tiny` | ours | 1.00 | 1 | 7 | 1.00 | 0.10 | 2.00 | 50% |" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_not_replaced():
+    with pytest.raises(UsageError, match="there is no CUDA device here"):
+        cases(small=True, device="cuda", compiled=False)
+
+
+def test_names_of_cases_are_unlike():
+    for small in (True, False):
+        names = [case.name for case in cases(small=small, device="cpu", compiled=False)]
+        assert len(set(names)) == len(names)

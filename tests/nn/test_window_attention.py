@@ -1,0 +1,43 @@
+import torch
+
+from voco.nn.window_attention import window_attention
+
+
+def parts(windows=3, heads=2, tokens=9, width=4, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(windows, heads, tokens, width)] * 3 + [(heads, tokens, tokens)]
+    drawn = [torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes]
+    return [tensor.requires_grad_() for tensor in drawn]
+
+
+def plain(queries, keys, values, bias):
+    weights = (queries @ keys.mT / queries.shape[-1] ** 0.5 + bias).softmax(dim=-1)
+    return weights @ values
+
+
+def test_values_and_gradients_are_those_of_the_formula():
+    inputs = parts()
+    ours, expected = window_attention(*inputs), plain(*inputs)
+    torch.testing.assert_close(ours, expected)
+    weights = torch.linspace(-1, 2, ours.numel(), dtype=ours.dtype).view_as(ours)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, inputs, weights), torch.autograd.grad(expected, inputs, weights)
+    )
+
+
+def test_tokens_that_a_mask_parts_do_not_see_each_other():
+    queries, keys, values, bias = parts()
+    bias = bias.detach().clone()
+    bias[:, :4, 4:] = -100
+    out = window_attention(queries, keys, values, bias)
+    at_values = torch.autograd.grad(out[:, :, :4].sum(), values)[0]
+    assert at_values[:, :, 4:].abs().max() < 1e-20
+    assert at_values[:, :, :4].abs().min() > 1e-6
+
+
+def test_attention_weights_are_not_kept():
+    queries, keys, values, bias = parts(tokens=50)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), id):
+        window_attention(queries, keys, values, bias)
+    assert max(kept) == bias.numel()

@@ -29,6 +29,8 @@ def named_ratios(results: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """Every ratio of plain over ours, with a name that stays the same from run to run."""
     for row in results.get("timings", []):
         yield row["name"], row["ratio"]
+        if row.get("ours_bytes"):
+            yield f"{row['name']}: peak_bytes", row["plain_bytes"] / row["ours_bytes"]
     for row in results.get("step", {}).get("rows", []):
         kind = f"{row['device']}, {row['precision']}" + (", compiled" if row["compiled"] else "")
         for part in ("forward", "backward", "step", "peak_bytes"):

@@ -23,6 +23,7 @@ from tyro.conf import Positional
 
 from voco import __version__
 from voco.errors import ConfigError, DataError, Interrupted, StoreError, UsageError, VocoError
+from voco.shipped import shipped, shipped_or_own
 
 if TYPE_CHECKING:
     from voco.config import Config
@@ -527,11 +528,11 @@ def _comparison(path: str, changes: dict[str, Any]) -> Any:  # noqa: ANN401 (imp
     from voco.comparison.settings import merged, read_comparison
     from voco.config import read_yaml
 
-    file = _find_recipe(path)
+    file = shipped_or_own("recipe", path)
 
     def find(name: str) -> Path:
         beside = file.parent / name
-        return beside if beside.is_file() else _find_recipe(name)
+        return beside if beside.is_file() else shipped_or_own("recipe", name)
 
     return read_comparison(merged(read_yaml(file), changes), find, str(file))
 
@@ -580,7 +581,7 @@ def _recipe(kind: "type[Config]", words: Words, command: str) -> "tuple[str, Any
     from voco.config import parse, read_yaml
 
     name, rest = _named_recipe(words, command)
-    path = _find_recipe(name)
+    path = shipped_or_own("recipe", name)
     values = read_yaml(path)
     for section in ("method", "backbone", "intensity", "task"):
         _switch(values, section, rest)
@@ -590,7 +591,7 @@ def _recipe(kind: "type[Config]", words: Words, command: str) -> "tuple[str, Any
 def _named_recipe(words: Words, command: str) -> tuple[str, list[str]]:
     """The word that names a recipe, and those after it."""
     if not words or words[0].startswith("-"):
-        names = ", ".join(sorted(_shipped()))
+        names = ", ".join(shipped("recipe"))
         text = (
             f"usage: voco {command} RECIPE [OPTIONS]\n\nRECIPE is a YAML file, or one of those "
             f"that come along: {names}.\n'voco {command} RECIPE --help' shows its settings."
@@ -610,29 +611,6 @@ def _switch(values: dict[str, Any], section: str, words: list[str]) -> None:
         if values.get(section, {}).get("name") != name:
             values[section] = {"name": name}
             print(f"voco: {section} is now {name}, with its own defaults.", file=sys.stderr)
-
-
-def _find_recipe(name: str) -> Path:
-    if Path(name).is_file():
-        return Path(name)
-    shipped = _shipped()
-    if name in shipped:
-        return shipped[name]
-    near = difflib.get_close_matches(name, shipped, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise UsageError(
-        f"recipe '{name}': no such file, and no shipped recipe of that name.{hint} "
-        f"Shipped are: {', '.join(sorted(shipped))}."
-    )
-
-
-def _shipped() -> dict[str, Path]:
-    """Recipes that come with the package, by name."""
-    package = Path(__file__).parent
-    for folder in (package / "shipped_recipes", package.parents[1] / "recipes"):
-        if folder.is_dir():
-            return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-    return {}
 
 
 # --- using ----------------------------------------------------------------------------------------
@@ -886,7 +864,7 @@ def _demo(words: Words) -> int:
         """
         from voco.demo import demo as run
 
-        print(run(out, _shipped(), seed, overwrite=overwrite))
+        print(run(out, shipped("recipe"), seed, overwrite=overwrite))
         return DONE
 
     return _call(demo, words, "demo")

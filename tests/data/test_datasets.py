@@ -7,16 +7,17 @@ import official
 import pytest
 
 from voco.config import parse, read_yaml
-from voco.data.datasets import Dataset, catalogue, known_datasets, read_dataset
+from voco.data.datasets import Dataset, catalogue, read_dataset
 from voco.data.layouts import check_counts, lay_out
 from voco.data.splits import with_splits
 from voco.errors import ConfigError, DataError, UsageError
 from voco.recipes import FinetuneConfig, PretrainConfig
+from voco.shipped import shipped
 from voco.tasks.classification import ClassificationConfig
 from voco.tasks.segmentation import SegmentationConfig
 
 ROOT = Path(__file__).parents[2]
-NAMES = tuple(known_datasets())
+NAMES = tuple(shipped("data set"))
 THREE = (("Normal", 1, 10), ("CP", 2, 20), ("NCP", 3, 30))
 
 

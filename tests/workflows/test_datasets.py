@@ -9,11 +9,12 @@ import SimpleITK as sitk  # noqa: N813
 from blobs import recipe
 
 from voco.cli import main
-from voco.data.datasets import known_datasets, read_dataset
+from voco.data.datasets import read_dataset
 from voco.data.imageio import read_label
 from voco.data.store import Store
 from voco.errors import ConfigError, DataError, UsageError
 from voco.evaluation.convention import Convention, convention_of, refuse_mixed
+from voco.shipped import shipped
 from voco.workflows.evaluate import evaluate
 from voco.workflows.finetune import find_job, finetune
 from voco.workflows.predict import predict
@@ -112,7 +113,7 @@ def test_sets_for_pre_training_become_cases_without_labels(name, cases, tmp_path
 
 
 def test_every_known_data_set_is_tried_here():
-    assert set(known_datasets()) == {*official.CASES, "cc-ccii", "luna16", "tcia-covid-19"}
+    assert set(shipped("data set")) == {*official.CASES, "cc-ccii", "luna16", "tcia-covid-19"}
 
 
 # --- what is refused ------------------------------------------------------------------------------

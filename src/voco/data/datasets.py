@@ -6,16 +6,14 @@ found by :mod:`voco.data.layouts`, and read like any other scan. Settings of tra
 it but in the recipes that it names.
 """
 
-import difflib
 import re
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from voco.config import Config, parse, read_yaml
-from voco.errors import UsageError
 from voco.shapes import Spacing
+from voco.shipped import shipped, shipped_or_own
 
 Patterns = dict[str, str]
 """Channel names and the pattern of each channel's files."""
@@ -184,42 +182,14 @@ def read_dataset(name: str) -> Dataset:
         UsageError: If there is no such description; names the nearest.
         ConfigError: If the file is not a valid description.
     """
-    file = dataset_file(name)
+    file = shipped_or_own("data set", name)
     return parse(Dataset, read_yaml(file), str(file))
-
-
-def dataset_file(name: str) -> Path:
-    """The file of a description, by the name of one that comes along or by its path.
-
-    Raises:
-        UsageError: If there is none.
-    """
-    if Path(name).suffix in {".yaml", ".yml"} and Path(name).is_file():
-        return Path(name)
-    known = known_datasets()
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise UsageError(
-        f"data set '{name}': no such file, and none of that name is known.{hint} "
-        f"Known are: {', '.join(known)}."
-    )
-
-
-def known_datasets() -> dict[str, Path]:
-    """Descriptions that come with the package, by name."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "shipped_datasets", package.parents[1] / "datasets"):
-        if folder.is_dir():
-            return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-    return {}
 
 
 def catalogue() -> str:
     """Known data sets, one line each: name, cases, recipes, title."""
     rows = []
-    for name in known_datasets():
+    for name in shipped("data set"):
         dataset = read_dataset(name)
         counts = [part.count for part in dataset.layouts[0].parts if not part.optional]
         cases = "?" if None in counts else str(sum(filter(None, counts)))

@@ -4,7 +4,6 @@ Nothing is guessed. A folder has one of the described layouts, or it is refused 
 expected and what was found; see :class:`voco.data.datasets.Part` for how patterns are written.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voco.data.datasets import FIELD, Dataset, Layout, Part
+from voco.data.folders import walk
 from voco.data.imageio import READERS, suffix_of
 from voco.data.listings import stem
 from voco.data.source import Refused, Source
@@ -147,15 +147,7 @@ def _walk(root: Path) -> Tree:
     files: list[str] = []
     pictures: dict[str, tuple[Path, ...]] = {}
     dicom: list[str] = []
-    seen: set[Path] = set()
-    for place, folders, names in os.walk(root, followlinks=True):
-        folder = Path(place)
-        if folder.resolve() in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(folder.resolve())
-        folders[:] = sorted(n for n in folders if not n.startswith((".", "__MACOSX")))
-        shown = [folder / each for each in sorted(names) if not each.startswith(".")]
+    for folder, shown in walk(root):
         inside = folder.relative_to(root).as_posix()
         images = [file for file in shown if suffix_of(file) in READERS]
         files += [file.relative_to(root).as_posix() for file in images]

@@ -11,7 +11,6 @@ over, where a layout says that it is no case) with a reason. Hidden files and fi
 (text, tables, ...) are left out.
 """
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import numpy as np
 
 from voco.data import bids, dicom, listings, medmnist, pairing
 from voco.data.datasets import read_dataset
+from voco.data.folders import walk
 from voco.data.imageio import READERS, UNREAD, read_label, read_scan, suffix_of
 from voco.data.layouts import lay_out
 from voco.data.pictures import read_pictures
@@ -105,7 +105,7 @@ def _folder(root: Path) -> Found:
     sources: list[Source] = []
     refused: list[Refused] = []
     loose: list[Path] = []
-    for folder, files in _walk(root):
+    for folder, files in walk(root, closed=lambda place: _layout(place) is not None):
         find = _layout(folder)
         if find is None:
             loose += files
@@ -122,21 +122,6 @@ def _layout(folder: Path) -> Callable[[Path], Found] | None:
     if listings.is_dataset(folder):
         return lambda place: listings.find_dataset(place / "dataset.json")
     return bids.find_bids if bids.is_bids(folder) else None
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Folders and their files in order; folders with a known layout are not entered."""
-    seen: set[Path] = set()
-    for place, folders, names in os.walk(root, followlinks=True):
-        folder = Path(place)
-        if folder.resolve() in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(folder.resolve())
-        yield folder, [folder / name for name in sorted(names) if not name.startswith(".")]
-        known = _layout(folder) is not None
-        hidden = (".", "__MACOSX")
-        folders[:] = [] if known else sorted(n for n in folders if not n.startswith(hidden))
 
 
 def _images(files: list[Path], root: Path) -> Found:

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from voco.data.datasets import Dataset, dataset_file
+from voco.data.datasets import Dataset
 from voco.data.layouts import Laid
 from voco.data.listings import SPLITS
 from voco.data.source import Source
 from voco.errors import DataError, UsageError
+from voco.shipped import shipped_or_own
 
 _SHOWN = 3
 
@@ -44,7 +45,7 @@ def with_splits(
     if files:
         named = [_named(word) for word in files]
     else:
-        named = [(None, dataset_file(name).parent / "splits" / str(dataset.split))]
+        named = [(None, shipped_or_own("data set", name).parent / "splits" / str(dataset.split))]
     found: dict[str, tuple[str, Path]] = {}
     for split, file in named:
         for case, said in _read(file, split, dataset, laid).items():

@@ -13,7 +13,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from voco.data.datasets import known_datasets, read_dataset
+from voco.data.datasets import read_dataset
 from voco.data.intake import Job, Outcome, source_keys, take
 from voco.data.layouts import check_counts, lay_out
 from voco.data.quality import Line, quality_lines, refusal_line, write_quality
@@ -25,6 +25,7 @@ from voco.data.store import Case, Preprocessing, Store
 from voco.errors import DataError, UsageError
 from voco.progress import track
 from voco.shapes import Spacing
+from voco.shipped import shipped
 
 _LONGEST_ID = 120
 
@@ -191,7 +192,7 @@ def _described(
         raise UsageError(f"--dataset {dataset}: name the one folder that holds it.")
     root = places[0]
     description = read_dataset(dataset)
-    name = dataset if dataset in known_datasets() else str(Path(dataset).absolute())
+    name = dataset if dataset in shipped("data set") else str(Path(dataset).absolute())
     laid = lay_out(description, name, root)
     if not partial:
         check_counts(description, name, root, laid)

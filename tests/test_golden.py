@@ -1,8 +1,11 @@
-"""Every method still learns as it did when its curve was recorded (``make golden``)."""
+"""What was recorded can be recorded again: how each method learns, how copies are recognised."""
 
 import pytest
 
+from golden import leaks
 from golden.curves import LOOKS, STEPS, read, run, torsos
+from voco.data.imageio import write_image
+from voco.data.phantom import torso
 from voco.methods import available
 
 POINT = 3
@@ -34,3 +37,12 @@ def test_the_first_steps_lie_in_the_recorded_band(name, store):
     for key, value in figures.items():
         low, high = bands[key].around(looks.index(POINT))
         assert low <= value <= high, key
+
+
+def test_changed_copies_of_scans_are_told_from_other_scans(tmp_path):
+    for case in range(2):
+        scan = torso(seed=0, case=case, spacing_mm=12.0).image
+        write_image(scan, tmp_path / f"torso{case}.nii.gz")
+    lines = list(leaks.measured([tmp_path]))
+    assert lines[0] == "2 scans; 28 comparisons of different scans, 0 taken for one"
+    assert {"| none | 2 of 2 |", "| gain | 2 of 2 |", "| coarser | 2 of 2 |"} <= set(lines)

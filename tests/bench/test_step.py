@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from voco.bench.plain_step import plain_loss
-from voco.bench.step import PathsDifferError, compared, page, ratios
+from voco.bench.step import PathsDifferError, compared, exactness, page, ratios
 from voco.bench.step_case import StepCase, cases
 from voco.bench.step_path import load_ours, load_plain, prepare, run
 from voco.errors import UsageError
@@ -42,18 +42,24 @@ def test_both_paths_give_the_same_loss_and_gradients(tmp_path, case):
     gradients = [load_file(tmp_path / name) for name in ("plain", "ours")]
     assert len(gradients[0]) > 5
     plain, ours = zip(losses, gradients, strict=True)
-    assert compared(plain, ours)["gradient_difference"] < 1e-4
+    assert compared(plain, ours, (1e-5, 1e-4))["gradient_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("case", [TINY, replace(TINY, classes=3)], ids=["voco", "segmentation"])
+def test_both_paths_give_the_same_to_the_last_digits_of_float64(case):
+    assert exactness(case)["gradient_difference"] < 1e-6
 
 
 def test_paths_that_differ_are_an_error():
     gradient = {"weight": torch.ones(3)}
-    assert compared((1.0, gradient), (1.0, gradient))["gradient_difference"] == 0
+    limits = (1e-5, 1e-3)
+    assert compared((1.0, gradient), (1.0, gradient), limits)["gradient_difference"] == 0
     with pytest.raises(PathsDifferError, match="do not give the same"):
-        compared((1.0, gradient), (1.0, {"weight": torch.tensor([1.0, 1.0, 1.1])}))
+        compared((1.0, gradient), (1.0, {"weight": torch.tensor([1.0, 1.0, 1.1])}), limits)
     with pytest.raises(PathsDifferError, match="do not give the same"):
-        compared((1.0, gradient), (1.001, gradient))
+        compared((1.0, gradient), (1.001, gradient), limits)
     with pytest.raises(PathsDifferError, match=r"one path alone: \['bias'\]"):
-        compared((1.0, gradient), (1.0, {**gradient, "bias": torch.ones(1)}))
+        compared((1.0, gradient), (1.0, {**gradient, "bias": torch.ones(1)}), limits)
 
 
 def test_a_ratio_is_that_of_neighbours_in_time():
@@ -67,10 +73,14 @@ def test_the_tables_show_ratios_and_the_distance_to_the_limit():
     row = {"name": "tiny", "what": "a step", "loss_difference": 0.0, "gradient_difference": 1e-6}
     row |= dict.fromkeys(("forward", "backward", "step"), pair)
     row |= {"peak_bytes": ratios([(4e9, 1e9)]), "needs": {"plain": needs, "ours": needs}}
+    exact = {"tiny": {"loss_difference": 1e-9, "gradient_difference": 2e-8}}
     machine = {"convolution": 1e12, "product": 1e12, "copy": 1e10}
-    text = "\n".join(page(json.loads(json.dumps({"machine": machine, "rows": [row]}))))
+    text = "\n".join(
+        page(json.loads(json.dumps({"machine": machine, "exact": exact, "rows": [row]})))
+    )
     assert "5.00 (5.00 to 5.00)" in text
     assert "4.0 → 1.0 (0.25)" in text
+    assert "apart 1e-09 and 2e-08 (`tiny`)" in text
     assert "| `tiny` | ours | 1.00 | 1 | 7 | 1.00 | 0.10 | 2.00 | 50% |" in text
 
 

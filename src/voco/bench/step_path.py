@@ -44,6 +44,7 @@ class Way(ABC):
 
     module: nn.Module
     optimizer: torch.optim.AdamW
+    batch: Any
 
     @abstractmethod
     def forward(self) -> Tensor:
@@ -63,7 +64,7 @@ class Ours(Way):
 
     def __init__(self, task: Task[Any], batch: Any, case: StepCase) -> None:  # noqa: ANN401
         self.module = self._task = task.to(case.device)
-        self._batch = batch
+        self.batch = batch
         self.optimizer = build_optimizer(OptimizerConfig(lr=_LR), task)
         self._step = Step(0, 1, Draws(0, 0))
         if case.compiled:
@@ -71,7 +72,7 @@ class Ours(Way):
 
     def forward(self) -> Tensor:
         """The sum of the losses."""
-        return torch.stack(list(self.module(self._batch, self._step).losses.values())).sum()
+        return torch.stack(list(self.module(self.batch, self._step).losses.values())).sum()
 
     def update(self) -> None:
         """Clip, optimizer, teacher."""
@@ -90,13 +91,13 @@ class Plain(Way):
     """What a user without this project would do."""
 
     def __init__(self, module: nn.Module, batch: tuple[Any, ...], case: StepCase) -> None:
-        self.module, self._batch = module.to(case.device), batch
+        self.module, self.batch = module.to(case.device), batch
         trained = [tensor for tensor in module.parameters() if tensor.requires_grad]
         self.optimizer = plain_optimizer(trained, _LR)
 
     def forward(self) -> Tensor:
         """The loss."""
-        return self.module(*self._batch)
+        return self.module(*self.batch)
 
     def update(self) -> None:
         """Clip, optimizer, teacher."""
@@ -109,7 +110,7 @@ class Plain(Way):
     def warm(self) -> None:
         """Forward and backward on few crops: all memory is given back after each step anyway."""
         if isinstance(self.module, PlainVoCo):
-            self.module.student(self._batch[0].bases[0, :2]).sum().backward()
+            self.module.student(self.batch[0].bases[0, :2]).sum().backward()
         else:
             self.forward().backward()
         self.update()
@@ -209,6 +210,22 @@ def load_ours(case: StepCase) -> Ours:
     return Ours(task, our_batch(case, task), case)
 
 
+def in_float64(path: Way) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients in float64, where nothing but rounding of the last digits may differ."""
+    path.module.double()
+    path.batch = _doubled(path.batch)
+    loss = path.forward()
+    loss.backward()
+    return float(loss.detach()), _gradients(path.module)
+
+
+def _doubled(batch: Any) -> Any:  # noqa: ANN401 (any nest of tensors)
+    if isinstance(batch, Tensor):
+        return batch.double() if batch.is_floating_point() else batch
+    parts = [_doubled(part) for part in batch]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+
+
 def run(path: Way, case: StepCase, repeats: int, gradients: Path | None) -> dict[str, Any]:
     """Seconds of every part of every step, the first loss, and the largest memory."""
     _still(path)
@@ -259,7 +276,7 @@ def _precision(case: StepCase) -> Any:  # noqa: ANN401 (a context)
 
 def _gradients(module: nn.Module) -> dict[str, Tensor]:
     return {
-        plain_name(name): tensor.grad.float().cpu().contiguous()
+        plain_name(name): tensor.grad.cpu().contiguous()
         for name, tensor in module.named_parameters()
         if tensor.grad is not None
     }

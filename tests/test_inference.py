@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from voco.inference import Windows, all_logits, mirrored, sliding_window, starts, winners
+from voco.inference import Windows, mirrored, sliding_window, starts, winners
 
 SIDES = st.tuples(*[st.integers(1, 21)] * 3)
 ROIS = st.tuples(*[st.integers(1, 8)] * 3)
@@ -13,6 +13,11 @@ ROIS = st.tuples(*[st.integers(1, 8)] * 3)
 def convolution(classes=3, seed=0):
     torch.manual_seed(seed)
     return nn.Conv3d(1, classes, 3, padding=1).requires_grad_(False)
+
+
+def all_logits(network, volume, windows):
+    """Of a whole volume."""
+    return torch.cat([rows.clone() for _, rows in sliding_window(network, volume, windows)], dim=1)
 
 
 @settings(max_examples=40, deadline=None)

@@ -94,14 +94,6 @@ def winners(
     return torch.cat(parts).numpy()
 
 
-def all_logits(
-    network: Network, volume: Float[Tensor, "c x y z"], windows: Windows
-) -> Float[Tensor, "k x y z"]:
-    """All logits of a volume, on its device: as much memory as the classes take in float32."""
-    parts = [logits.clone() for _, logits in sliding_window(network, volume, windows)]
-    return torch.cat(parts, dim=1)
-
-
 def windows_of(config: SegmentationConfig, *, flips: bool = False) -> Windows:
     """The windows of a segmentation; with ``flips`` mirrored along the axes that it allows."""
     axes = tuple("xyz".index(axis) for axis in config.flip_axes) if flips else ()

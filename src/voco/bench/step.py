@@ -91,7 +91,7 @@ def exactness(case: StepCase) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(case, folder)
+        prepare(case, folder, double=True)
         plain, ours = in_float64(load_plain(case, folder)), in_float64(load_ours(case))
     return compared(plain, ours, (EXACT_TOLERANCE, EXACT_TOLERANCE))
 

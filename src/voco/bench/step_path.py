@@ -177,13 +177,20 @@ def plain_name(name: str) -> str:
     return name.replace("backbone.network.", "network.")
 
 
-def prepare(case: StepCase, folder: Path) -> None:
-    """Write what both paths read: the case, and what the plain one starts from."""
+def prepare(case: StepCase, folder: Path, *, double: bool = False) -> None:
+    """Write what both paths read: the case, and what the plain one starts from.
+
+    Args:
+        case: The case.
+        folder: Where to.
+        double: Whether the crops are made in float64.
+    """
     folder.joinpath("case.json").write_text(json.dumps(vars(case)))
     task = our_task(case).to(case.device)
     weights = {plain_name(name): tensor for name, tensor in task.named_parameters()}
     save_file({name: tensor.cpu() for name, tensor in weights.items()}, folder / "weights")
-    tensors = _flat(plain_batch(our_batch(case, task), task))
+    batch = our_batch(case, task)
+    tensors = _flat(plain_batch(_doubled(batch) if double else batch, task))
     save_file({str(n): t.cpu().contiguous() for n, t in enumerate(tensors)}, folder / "batch")
 
 

@@ -2,19 +2,19 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from voco.errors import UsageError, WeightsError
+from voco.errors import WeightsError
 from voco.exporting.network import HandedOn
+from voco.extras import needed
 from voco.weights import Handover, read_tensors
 
-try:
-    from huggingface_hub import PyTorchModelHubMixin  # pyright: ignore[reportMissingImports]
-except ImportError:
-    raise UsageError(
-        "voco.exporting.hub needs huggingface_hub, which is not installed: "
-        "pip install 'voco[huggingface]'"
-    ) from None
+if TYPE_CHECKING:
+    from huggingface_hub import PyTorchModelHubMixin
+else:
+    PyTorchModelHubMixin = needed(
+        "huggingface_hub", "huggingface", "Loading a folder of the Hugging Face Hub"
+    ).PyTorchModelHubMixin
 
 
 class HubNetwork(HandedOn, PyTorchModelHubMixin):

@@ -7,7 +7,6 @@ rest. What the reader of the file must know lies in its ``metadata_props``, in J
 """
 
 import contextlib
-import importlib
 import json
 import logging
 import tempfile
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 
 from voco.backbones.resenc_unet import ResEncUNet
 from voco.backbones.unet import UNet
-from voco.errors import UsageError, WeightsError
+from voco.errors import WeightsError
 from voco.exporting.network import HandedOn
+from voco.extras import needed
 from voco.shapes import Shape3, Volumes
 from voco.tasks.classification import Classification
 
@@ -69,13 +69,8 @@ def require() -> None:
     Raises:
         UsageError: Naming what is to be installed.
     """
-    try:
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"--to onnx needs {error.name}, which is not installed: pip install 'voco[onnx]'"
-        ) from None
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        needed(name, "onnx", "An export to ONNX")
 
 
 def write_onnx(

@@ -32,7 +32,8 @@ def imports(monkeypatch):
     """What a bundle changes in the interpreter is taken back."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     yield
-    sys.modules.pop("voco_transforms", None)
+    for name in ("voco_transforms", "voco_merging"):
+        sys.modules.pop(name, None)
 
 
 NETWORKS = {
@@ -143,12 +144,28 @@ def test_a_classifier_is_said_to_stay_behind(tmp_path):
     assert "its classifier is not part of MONAI's network" in str(done)
 
 
-def test_a_network_of_the_older_merging_is_not_given_to_the_newer_class(tmp_path):
+@pytest.mark.usefixtures("imports")
+def test_a_network_of_the_older_merging_brings_its_class_along(tmp_path):
     config = SwinUNETRConfig(feature_size=12, merging="legacy")
-    segmenting(tmp_path / "run", config, task={"name": "segmentation", "roi": [64] * 3})
-    with pytest.raises(WeightsError, match=r"MONAI up to 1\.4.*--to onnx"):
-        voco.export(tmp_path / "run", "monai", tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
+    task = {"name": "segmentation", "roi": [64] * 3}
+    backbone = segmenting(tmp_path / "run", config, task=task).eval()
+    done = voco.export(tmp_path / "run", "monai", tmp_path / "bundle")
+    assert any("MONAI up to 1.4" in note for note in done.notes)
+    sys.path.insert(0, str(tmp_path / "bundle"))
+    parser = ConfigParser()
+    parser.read_config(tmp_path / "bundle/configs/inference.json")
+    network = parser.get_parsed_content("network_def").eval()
+    assert type(network).__module__ == "voco_merging"
+    tensors = torch.load(tmp_path / "bundle/models/model.pt", weights_only=True)
+    network.load_state_dict(tensors)
+    volumes = torch.rand(1, 1, 64, 32, 32, dtype=torch.float64)
+    today = SwinUNETR(1, 3, feature_size=12, use_v2=True).eval()
+    today.load_state_dict(tensors)
+    for each in (network, today, backbone):
+        each.double()
+    with torch.no_grad():
+        torch.testing.assert_close(network(volumes), backbone(volumes))
+        assert not torch.allclose(today(volumes), backbone(volumes), atol=1e-2)
 
 
 def test_a_network_that_monai_has_not_is_refused_with_the_formats_that_fit(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from voco.backbones.legacy_merging import LegacySwinUNETR
 from voco.data.store import write_atomically
 from voco.errors import WeightsError
 from voco.exporting.network import HandedOn
@@ -21,6 +22,9 @@ from voco.tasks.segmentation import Segmentation
 
 MODULE = "voco_transforms"
 """Name of the bundle's own module: unlike ``scripts``, two bundles in one program share it."""
+
+MERGING = "voco_merging"
+"""Name of a second one, with the network class of weights from before MONAI 1.5."""
 
 
 def write_bundle(network: HandedOn, out: Path) -> list[Path]:
@@ -38,11 +42,13 @@ def write_bundle(network: HandedOn, out: Path) -> list[Path]:
     config = _inference(network) if segments else _definition(network)
     files: dict[str, bytes] = {
         "models/model.pt": _state(network),
-        f"{MODULE}.py": _transforms(),
+        f"{MODULE}.py": _source("voco.exporting.scan_transforms"),
         f"configs/{'inference' if segments else 'network'}.json": _text(config),
         "docs/README.md": _readme(network, segments=segments).encode(),
         "configs/metadata.json": _text(_metadata(network)),  # last: MONAI knows a bundle by it
     }
+    if merges_as_once(network):
+        files = {f"{MERGING}.py": _source("voco.backbones.legacy_merging"), **files}
     for name, content in files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out / name, content)
@@ -56,19 +62,20 @@ def check_is_monai(network: HandedOn) -> None:
         WeightsError: Naming the exports that fit.
     """
     kind = type(network.backbone.network)
-    settings = network.handover.backbone.model_dump()
-    if settings.get("merging") == "legacy":
-        raise WeightsError(
-            "these weights expect patches to be merged as in MONAI up to 1.4; MONAI's class of "
-            "today would load them without complaint and compute something else. --to onnx and "
-            "--to huggingface take them as they are."
-        )
-    if not kind.__module__.startswith("monai."):
+    if not kind.__module__.startswith("monai.") and not merges_as_once(network):
         raise WeightsError(
             f"MONAI has no network of the kind '{network.handover.backbone.name}', so there is no "
             "class that could load these weights. --to nnunet gives them to nnU-Net, whose network "
             "it is; --to onnx and --to huggingface take every network."
         )
+
+
+def merges_as_once(network: HandedOn) -> bool:
+    """Whether the network is MONAI's Swin UNETR as it was up to 1.4.
+
+    MONAI's class of today would load its tensors without complaint and compute something else.
+    """
+    return isinstance(network.backbone.network, LegacySwinUNETR)
 
 
 def _state(network: HandedOn) -> bytes:
@@ -82,8 +89,9 @@ def _state(network: HandedOn) -> bytes:
     return stream.getvalue()
 
 
-def _transforms() -> bytes:
-    found = importlib.util.find_spec("voco.exporting.scan_transforms")
+def _source(module: str) -> bytes:
+    """A module of ours that needs MONAI alone, as it is."""
+    found = importlib.util.find_spec(module)
     assert found is not None
     assert found.origin is not None
     return Path(found.origin).read_bytes()
@@ -93,6 +101,7 @@ def _definition(network: HandedOn) -> dict[str, Any]:
     """What is the same for every network: how it is built, and how scans are prepared."""
     handover, backbone = network.handover, network.backbone
     kind = type(backbone.network)
+    home = MERGING if merges_as_once(network) else kind.__module__
     modality = handover.modalities[0] if handover.modalities else "unknown"
     return {
         "imports": ["$import pathlib", "$import torch"],
@@ -103,7 +112,7 @@ def _definition(network: HandedOn) -> dict[str, Any]:
         "modality": modality,
         "window": list(network.size()),
         "network_def": {
-            "_target_": f"{kind.__module__}.{kind.__qualname__}",
+            "_target_": f"{home}.{kind.__qualname__}",
             **json.loads(json.dumps(backbone.library_arguments)),
         },
         "preprocessing": {

@@ -78,10 +78,19 @@ def export(
     network = read_network(weights)
     notes = [*_untrained(network)]
     if to == "monai":
-        from voco.exporting.monai import write_bundle  # noqa: PLC0415 (one format of several)
+        from voco.exporting.monai import (  # noqa: PLC0415 (one format of several)
+            MERGING,
+            merges_as_once,
+            write_bundle,
+        )
 
         files = write_bundle(network, out)
         notes += _without_masks(network)
+        if merges_as_once(network):
+            notes.append(
+                f"patches are merged as in MONAI up to 1.4: build the network from {MERGING}.py in "
+                "the bundle, as its configuration does; MONAI's class of today computes otherwise"
+            )
     elif to == "nnunet":
         from voco.exporting.nnunet import write_checkpoint  # noqa: PLC0415
 

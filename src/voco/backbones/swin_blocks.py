@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from voco.nn.instance_norm import instance_norm, norm_and_leaky_relu
+from voco.nn.instance_norm import instance_norm, norm_and_leaky_relu, scaled_norm
 from voco.nn.window_attention import window_attention
 from voco.nn.window_layout import Layout, Padding, window_layout
 from voco.shapes import Level
@@ -55,10 +55,12 @@ def _residual(block: Any, features: Level) -> Level:  # noqa: ANN401 (MONAI's Un
         return block(features)
     epsilon, slope = block.norm1.eps, block.lrelu.negative_slope
     inner = norm_and_leaky_relu(block.conv1(features), epsilon, slope)
-    around = features
-    if block.downsample:
+    around, gain = features, None
+    if block.downsample and features.shape[1] == 1:
+        around, gain = scaled_norm(features, block.conv3.conv.weight.flatten(), epsilon)
+    elif block.downsample:
         around = instance_norm(block.conv3(features), epsilon)
-    return norm_and_leaky_relu(block.conv2(inner), epsilon, slope, around)
+    return norm_and_leaky_relu(block.conv2(inner), epsilon, slope, around, gain)
 
 
 def _plain_norm(norm: nn.Module) -> bool:
@@ -78,11 +80,11 @@ def _stage(layer: Any, features: Level) -> Level:  # noqa: ANN401 (MONAI's Basic
 
 
 def _block(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401 (MONAI's SwinTransformerBlock)
-    tokens = tokens + block.drop_path(_attended(block, tokens))
+    tokens = tokens + block.drop_path(attended(block, tokens))
     return tokens + block.forward_part2(tokens)
 
 
-def _attended(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401
+def attended(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401
     """Norm and attention within windows, shifted or not."""
     from monai.networks.nets import swin_unetr  # noqa: PLC0415 (takes seconds)
 

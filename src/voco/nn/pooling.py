@@ -9,9 +9,9 @@ from torch import Tensor
 
 from voco.shapes import Level, Shape3, Volumes
 
-_VOXELS_AT_ONCE = 2 * 64**3
-"""Least voxels that go through a network together on a CPU: two crops of 64 cubed. More do not stay
-in its caches (``docs/performance.md``)."""
+_VOXELS_AT_ONCE = 3 * 64**3
+"""Least voxels that go through a network together on a CPU: three crops of 64 cubed. More are no
+faster and take more memory (``docs/performance.md``)."""
 
 
 def pooled(
@@ -28,7 +28,7 @@ def pooled(
         crops: Batches of crops; those of one size go through together.
         levels: Which levels of the pyramid are joined.
         at_once: Crops that go through together at most; ``None`` is all, or on a CPU as many as
-            have half a million voxels. No backbone mixes the crops of a batch, so that results do
+            have 800,000 voxels. No backbone mixes the crops of a batch, so that results do
             not depend on it.
 
     Returns:

@@ -19,6 +19,9 @@ _NOTHING = -60.0
 """Logarithm of a weight that adds nothing to a sum of float64 numbers near 1. Smaller weights are
 computed as this one, since a processor takes many times longer over numbers next to zero."""
 
+_MANY = 5
+"""So many windows are faster summed up than added one by one."""
+
 _AT_ONCE = 400_000
 """Weights that a thread has at hand at a time: in float32, they and their gradients stay in its
 cache of 4 MB."""
@@ -89,5 +92,6 @@ class _WindowAttention(torch.autograd.Function):
             at_logits = (gradient_1[some] @ values_1[some].mT).mul_(weights)
             torch.matmul(at_logits, keys[some], out=at_queries[some])
             torch.matmul(at_logits.mT, queries[some], out=at_keys[some])
-            at_bias += at_logits.sum(dim=0)
+            for window in at_logits if len(at_logits) < _MANY else [at_logits.sum(dim=0)]:
+                at_bias += window
         return at_queries.mul_(scale), at_keys, at_values, at_bias

@@ -114,7 +114,7 @@ def _along(side: int, window: int, shift: int) -> list[_Along]:
     padded = -(-side // window) * window
     places = np.arange(padded)
     tokens = ((places + shift) % padded).reshape(-1, window)
-    # The last window of a shifted axis holds what comes from its end, and what comes from its start.
+    # The last window of a shifted axis holds tokens from its end, and then from its start.
     regions = (places >= padded - window).astype(int) + (places >= padded - shift)
     regions = (regions if shift else 0 * regions).reshape(-1, window)
     found: dict[bytes, list[int]] = {}
@@ -128,7 +128,7 @@ def _along(side: int, window: int, shift: int) -> list[_Along]:
 
 
 def _joined(numbers: list[np.ndarray], sides: Shape3) -> np.ndarray:
-    """Flat numbers of all combinations: of windows along the first axis, of tokens along the last."""
+    """Flat numbers, of every combination of windows (rows) and of tokens (columns)."""
     x, y, z = numbers
     joined = (
         (x[:, None, None, :, None, None] * sides[1] + y[None, :, None, None, :, None]) * sides[2]

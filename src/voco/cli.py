@@ -237,7 +237,7 @@ def _prepare(words: Words) -> int:
                 '--dataset list' lists the names.
             partial: A data set may have fewer or more cases than its owners distribute.
             split_files: Splits of a data set: FILE with the columns case and split, or
-                train=FILE validation=FILE.
+                train=FILE validation=FILE, or 0=FILE of a JSON list whose fold 0 is held out.
         """
         from voco.workflows.prepare import prepare as run
 

@@ -1,6 +1,7 @@
 """Descriptions of data sets, and the folders that they describe; no image is read here."""
 
 import csv
+import json
 from pathlib import Path
 
 import official
@@ -355,3 +356,52 @@ def test_a_word_that_is_no_split_is_wrong_usage(tmp_path):
 
 def test_a_data_set_is_closed_to_unknown_keys():
     assert Dataset.model_config["extra"] == "forbid"
+
+
+def gliomas(tmp_path, *folds):
+    """A part of BraTS 2021, and a list of its folds as it is public."""
+    root, entries = tmp_path / "set", []
+    for number, fold in enumerate(folds):
+        case = f"BraTS2021_{number:05d}"
+        files = [f"{case}/{case}_{name}.nii.gz" for name in ("flair", "t1ce", "t1", "t2", "seg")]
+        for file in files:
+            touch(root, file)
+        images = [f"TrainingData/{file}" for file in files[:4]]
+        entries.append({"fold": fold, "image": images, "label": f"TrainingData/{files[4]}"})
+    listed = tmp_path / "folds.json"
+    listed.write_text(json.dumps({"training": entries}))
+    return listed, laid("brats-2021", root)
+
+
+def held_out(found, word):
+    sources = with_splits(read_dataset("brats-2021"), "brats-2021", found, [word])
+    return [int(source.id.split("_")[1]) for source in sources if source.split == "validation"]
+
+
+@pytest.mark.parametrize(("fold", "cases"), [(0, [0, 3]), (1, [1]), (4, [])])
+def test_a_fold_of_a_json_list_is_held_out(fold, cases, tmp_path):
+    listed, found = gliomas(tmp_path, 0, 1, 2, 0)
+    assert held_out(found, f"{fold}={listed}") == cases
+
+
+def test_a_json_list_of_folds_does_not_choose_one(tmp_path):
+    listed, found = gliomas(tmp_path, 0, 1)
+    with pytest.raises(DataError, match=r"training\[0\]: is of fold 0.*--split_files 0=FILE"):
+        held_out(found, str(listed))
+
+
+def test_a_json_list_without_folds_has_its_splits_by_name(tmp_path):
+    listed, found = gliomas(tmp_path, 0, 1)
+    first, second = json.loads(listed.read_text())["training"]
+    del first["fold"], second["fold"]
+    listed.write_text(json.dumps({"training": [first], "validation": [second]}))
+    assert held_out(found, str(listed)) == [1]
+    with pytest.raises(DataError, match=r"training\[0\]: has no 'fold', so fold 0"):
+        held_out(found, f"0={listed}")
+
+
+def test_a_json_list_that_names_other_cases_is_refused(tmp_path):
+    listed, found = gliomas(tmp_path, 0, 1)
+    listed.write_text(listed.read_text().replace("BraTS2021_00001", "BraTS2021_00777"))
+    with pytest.raises(DataError, match="1 cases that are not there, such as BraTS2021_00777"):
+        held_out(found, f"0={listed}")

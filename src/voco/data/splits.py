@@ -3,16 +3,21 @@
 A file is a CSV that names cases, by a column ``case`` or by the columns that the description of
 the data set knows. The split is in a column ``split``, or is that of the whole file, said by
 whoever names it (``train=FILE``).
+
+Or it is a JSON list as MONAI's programs read it, whose entries below ``training``, ``validation``
+and ``test`` name images. Where entries have a ``fold``, whoever names the file says which one is
+held out (``0=FILE``).
 """
 
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from voco.data.datasets import Dataset
 from voco.data.layouts import Laid
-from voco.data.listings import SPLITS
+from voco.data.listings import SPLITS, read_json, stem
 from voco.data.source import Source
 from voco.errors import DataError, UsageError
 from voco.shipped import shipped_or_own
@@ -32,7 +37,8 @@ def with_splits(
         dataset: The description.
         name: What the user called it.
         laid: Its cases.
-        files: ``FILE`` or ``SPLIT=FILE``; the file that comes along for none.
+        files: ``FILE``, ``SPLIT=FILE``, or ``FOLD=FILE`` of a JSON list with folds, of which this
+            one is for validation; the file that comes along for none.
         partial: Whether cases that the files name may be missing.
 
     Raises:
@@ -67,17 +73,26 @@ def _named(word: str) -> tuple[str | None, Path]:
     split, equals, file = word.partition("=")
     if not equals:
         return None, Path(word)
+    if _is_list(Path(file)) and split.isdecimal():
+        return split, Path(file)
     if not SPLITS.get(split):
         raise UsageError(
-            f"--split_files {word}: '{split}' is no split; allowed are train, validation and test."
+            f"--split_files {word}: '{split}' is no split; allowed are train, validation and test, "
+            "and for a JSON list the number of a fold."
         )
     return SPLITS[split], Path(file)
+
+
+def _is_list(file: Path) -> bool:
+    return file.suffix.lower() == ".json"
 
 
 def _read(file: Path, split: str | None, dataset: Dataset, laid: Laid) -> dict[str, str]:
     """Cases and their splits in one file."""
     if not file.is_file():
         raise DataError(f"{file}: no such file.")
+    if _is_list(file):
+        return _read_list(file, split, laid)
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
         rows, columns = list(reader), list(reader.fieldnames or [])
@@ -96,6 +111,50 @@ def _read(file: Path, split: str | None, dataset: Dataset, laid: Laid) -> dict[s
         if found.setdefault(case, said) != said:
             raise DataError(f"{file}, line {number}: case '{case}' is in two splits.")
     return found
+
+
+def _read_list(file: Path, said: str | None, laid: Laid) -> dict[str, str]:
+    """Cases and their splits in a JSON list; images are known by their names.
+
+    Args:
+        file: The list.
+        said: A fold, as digits, or a split, or nothing.
+        laid: The cases of the data set.
+    """
+    head = read_json(file)
+    cases = {path.name: source.id for source in laid.sources for path in source.images}
+    found: dict[str, str] = {}
+    for key in ("training", "validation", "test"):
+        for number, entry in enumerate(head.get(key) or []):
+            place = f"{file}, {key}[{number}]"
+            image = entry.get("image") if isinstance(entry, dict) else entry
+            first = image[0] if isinstance(image, list) and image else image
+            if not isinstance(first, str):
+                raise DataError(f"{place}: expected a path or an object with 'image'.")
+            name = PurePosixPath(first)
+            case = cases.get(name.name, stem(Path(name)))
+            fold = entry.get("fold") if isinstance(entry, dict) else None
+            split = _split_in_list(said, str(SPLITS[key]), fold, place)
+            if found.setdefault(case, split) != split:
+                raise DataError(f"{place}: case '{case}' is in two splits.")
+    if not found:
+        raise DataError(f"{file}: no entries below 'training', 'validation' or 'test'.")
+    return found
+
+
+def _split_in_list(said: str | None, listed: str, fold: Any, place: str) -> str:  # noqa: ANN401
+    if said is not None and not said.isdecimal():
+        return said
+    if listed != "train" or (said is None and fold is None):
+        return listed
+    if said is None:
+        raise DataError(
+            f"{place}: is of fold {fold}. Say which fold is held out for validation: "
+            "--split_files 0=FILE."
+        )
+    if fold is None:
+        raise DataError(f"{place}: has no 'fold', so fold {said} cannot be held out.")
+    return "validation" if str(fold) == said else "train"
 
 
 def _case_of(row: Mapping[str, str], dataset: Dataset, laid: Laid) -> str:

@@ -114,8 +114,8 @@ def prepare(  # noqa: PLR0913 (one argument per option)
             description that comes along, or the path of one. Counts, label values and splits are
             checked, and the description's spacing and foreground are used where none are given.
         partial: Whether a data set may have fewer or more cases than its owners distribute.
-        split_files: Splits of a data set's cases, ``FILE`` or ``SPLIT=FILE``, instead of those
-            that come along.
+        split_files: Splits of a data set's cases, ``FILE``, ``SPLIT=FILE``, or ``FOLD=FILE`` of a
+            JSON list with folds, instead of those that come along.
 
     Raises:
         DataError: If a place does not exist, or nothing that could be a scan is found; if it is

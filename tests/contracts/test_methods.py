@@ -437,7 +437,6 @@ def test_a_size_the_backbone_cannot_take_is_refused_at_once(name, index):
 
 
 def gradients_of(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Losses, gradients and memories of every method on this process's share of four volumes."""
     """Losses, gradients and what is remembered of this process's share of four volumes."""
     return {f"{name}-{index}": _gradients(name, index, rank, world) for name, index in CASES}
 
@@ -452,7 +451,6 @@ def _gradients(name: str, index: int, rank: int, world: int) -> dict[str, torch.
     torch.stack(list(outcome.losses.values())).sum().backward()
     method.after_step(step)
     own = {f"loss {key}": loss.detach() for key, loss in outcome.losses.items()}
-    own |= {f"after it {key}": buffer.double() for key, buffer in method.named_buffers()}
     own |= {f"remembered {key}": kept.double() for key, kept in method.named_buffers()}
     return own | {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
 

@@ -1,14 +1,16 @@
 """Every method with every backbone that it fits: the networks themselves, not a stand-in.
 
 The battery in ``test_methods`` runs on a network of three convolutions. Here each pair of a method
-and a real network trains for a moment, in one test, since building them takes longest.
+and a real network trains for a moment, is resumed, and is shared by two processes.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from processes import WORLD, in_two_processes
 from pydantic import TypeAdapter
 from tiny import step_at
 
@@ -122,15 +124,16 @@ UNFIT = [
 ]
 
 
-def network_of(name: str) -> Backbone:
-    torch.manual_seed(0)
+def network_of(name: str, seed: int = 0) -> Backbone:
+    torch.manual_seed(seed)
     settings = {"name": name, **NETWORKS[name][0]}
     return TypeAdapter(BackboneSettings).validate_python(settings).build()
 
 
-def built(method: str, network: str) -> Method:
+def built(method: str, network: str, seed: int = 0) -> Method:
     settings = {"name": method, **SETTINGS[method](NETWORKS[network][1])}
-    return TypeAdapter(MethodSettings).validate_python(settings).build(network_of(network))
+    backbone = network_of(network, seed)
+    return TypeAdapter(MethodSettings).validate_python(settings).build(backbone)
 
 
 def gradients(method: Method, number: int) -> None:
@@ -149,30 +152,84 @@ def gradients(method: Method, number: int) -> None:
         assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all()), name
 
 
+def train(method: Method, optimizer: torch.optim.Optimizer, number: int) -> None:
+    """A whole step."""
+    optimizer.zero_grad()
+    gradients(method, number)
+    method.after_backward(step_at(number))
+    optimizer.step()
+    method.after_step(step_at(number))
+
+
+def optimizer_of(method: Method) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
+
+
 def test_every_method_is_here():
     assert set(SETTINGS) == set(available())
 
 
 @pytest.mark.parametrize(("method", "network"), PAIRS)
-def test_a_method_trains_what_it_hands_over(method, network):
+def test_a_method_trains_what_it_hands_over_and_resumes_to_the_same_bits(method, network):
     trained = built(method, network)
     backbone = trained.handover()
     before = {name: value.clone() for name, value in backbone.network.state_dict().items()}
-    optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=0.1)
-    gradients(trained, 0)
-    trained.after_backward(step_at(0))
-    optimizer.step()
-    trained.after_step(step_at(0))
+    optimizer = optimizer_of(trained)
+    train(trained, optimizer, 0)
     after = backbone.network.state_dict()
     assert all(bool(torch.isfinite(value).all()) for value in after.values())
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     handed = tuple(p for part in trained.trained_parts() for p in backbone.prefixes(part))
     assert any(name.startswith(handed) for name in changed)
+
+    saved = copy.deepcopy((trained.state_dict(), optimizer.state_dict()))
+    train(trained, optimizer, 1)
+    resumed = built(method, network, seed=1)
+    again = optimizer_of(resumed)
+    resumed.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    train(resumed, again, 1)
+    ended = resumed.state_dict()
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, ended[name]), name
+
     # A transformer of 64 cubed in half precision takes a CPU many seconds: once is enough.
     if network != "swin_unetr" or method == "positionlabel":
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            gradients(trained, 1)
+            gradients(trained, 2)
+
+
+def share_of(rank: int, world: int, network: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Losses and gradients of every method, on this process's share of the volumes."""
+    fitting = [method for method, other in PAIRS if other == network]
+    return {method: _share(method, network, rank, world) for method in fitting}
+
+
+def _share(method: str, network: str, rank: int, world: int) -> dict[str, torch.Tensor]:
+    # In float64, so that what is left of a difference is no rounding.
+    trained = built(method, network).double()
+    count = WORLD * (2 if method in NEED_TWO else 1)
+    seeded = torch.Generator().manual_seed(0)
+    volumes = torch.rand((count, 1, *trained.window), generator=seeded).double().chunk(world)[rank]
+    step = step_at(1, rank=rank, world=world)
+    trained.before_step(step)
+    losses = trained(volumes, step).losses
+    torch.stack(list(losses.values())).sum().backward()
+    found = {f"loss {name}": loss.detach() for name, loss in losses.items()}
+    return found | {n: p.grad for n, p in trained.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_two_processes_compute_what_one_would_of_the_whole_batch(network, tmp_path):
+    parts = in_two_processes(share_of, tmp_path, network)
+    for method, expected in share_of(0, 1, network).items():
+        assert {*parts[0][method]} == {*expected}
+        for name, value in expected.items():
+            mean = torch.stack([part[method][name] for part in parts]).mean(dim=0)
+            torch.testing.assert_close(
+                mean, value, atol=1e-8, rtol=1e-5, msg=lambda m, n=name, k=method: f"{k} {n}: {m}"
+            )
 
 
 @pytest.mark.parametrize(("method", "network"), UNFIT)

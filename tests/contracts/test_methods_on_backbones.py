@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import in_two_processes
 from pydantic import TypeAdapter
 from tiny import step_at
 
@@ -32,6 +33,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
         32,
     ),
     "swin_unetr": ({"feature_size": 12, "depths": (1, 1, 1, 1), "use_v2": False}, 64),
+    "genesis_unet": ({"features": (4, 4, 6, 8)}, 16),
 }
 """Small settings of every backbone, and a side of a cube that it can be trained on."""
 
@@ -173,6 +175,38 @@ def test_a_method_trains_what_it_hands_over(method, network):
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             gradients(trained, 1)
+
+
+MIXING = [method for method, network in PAIRS if network == "genesis_unet"]
+
+
+def shares_of(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Of each method on a network with batch norm: what a share of four volumes gives."""
+    return {method: _share(method, rank, world) for method in MIXING}
+
+
+def _share(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
+    # In float64, so that what is left of a difference is no rounding.
+    method = built(name, "genesis_unet").double()
+    seeded = torch.Generator().manual_seed(5)
+    volumes = torch.rand((4, 1, *method.window), generator=seeded).double()
+    step = step_at(1, rank=rank, world=world)
+    method.before_step(step)
+    losses = method(volumes.chunk(world)[rank], step).losses
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+    statistics = {key: kept for key, kept in method.named_buffers() if "running" in key}
+    return {key: loss.detach() for key, loss in losses.items()} | gradients | statistics
+
+
+@pytest.mark.slow
+def test_two_processes_normalise_as_one_would_over_the_whole_batch(tmp_path):
+    one, two = shares_of(0, 1), in_two_processes(shares_of, tmp_path)
+    for method, expected in one.items():
+        for key, value in expected.items():
+            mean = torch.stack([part[method][key] for part in two]).mean(dim=0)
+            difference = f"{method}, {key}: {(mean - value).abs().max():.2g}"
+            assert torch.allclose(mean, value, atol=1e-8, rtol=1e-5), difference
 
 
 @pytest.mark.parametrize(("method", "network"), UNFIT)

@@ -60,9 +60,7 @@ class BatchNorm(nn.Module):
             ValueError: If there is a single value to normalise, which has no variance.
         """
         if not self.training and not self.running:
-            return F.instance_norm(
-                features, weight=self.weight, bias=self.bias, eps=self.epsilon
-            )
+            return F.instance_norm(features, weight=self.weight, bias=self.bias, eps=self.epsilon)
         if self.training:
             self.num_batches_tracked.add_(1)
             if world_size() > 1:

@@ -196,7 +196,7 @@ def test_the_least_size_can_be_trained_on(name: str):
 def test_one_step_below_the_least_size_cannot_be_trained_on(name: str):
     backbone = built(name).train()
     side = backbone.smallest - backbone.divisor
-    with pytest.raises(ValueError, match="more than 1 (spatial element|value per channel)"):
+    with pytest.raises(ValueError, match=r"more than 1 (spatial element|value per channel)"):
         backbone(torch.randn(1, 2, side, side, side))
 
 

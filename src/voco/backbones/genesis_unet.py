@@ -14,6 +14,7 @@ convolutions. What differs here:
   what else lies in the batch. Here a volume is normalised by itself, as the reference does where
   one volume, or one window, is given at a time; ``running_statistics`` takes those of the
   training instead, as torch's batch norm does.
+- In training the batch is that of all processes. In the reference each GPU normalises its own part.
 - Running statistics move in training alone; the reference's move in evaluation, too.
 """
 

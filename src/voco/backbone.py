@@ -145,8 +145,8 @@ class Backbone(nn.Module, ABC):
         if at_once is not None and self.mixes_volumes:
             raise ConfigError(
                 f"method.crops_at_once is {at_once}, but {type(self).__name__} normalises over all "
-                "crops of a batch: in pieces it would compute something else. Leave the setting out "
-                "(null in a recipe, None as an option); a smaller batch_size saves memory, too."
+                "crops of a batch: in pieces it would compute something else. Leave the setting "
+                "out (null in a recipe, None as an option); a smaller batch_size saves memory, too."
             )
 
     def check_size(self, size: Shape3) -> None:

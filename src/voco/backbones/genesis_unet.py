@@ -89,7 +89,8 @@ class GenesisUNet(Backbone):
             **config.model_dump(exclude={"name"}),
             "out_channels": out_channels,
         }
-        self.network = UNet3D(**self.library_arguments)
+        network = UNet3D(**self.library_arguments)
+        self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode(self, volumes: Volumes) -> list[Level]:
         """Features of the four levels."""

@@ -16,6 +16,7 @@ convolutions. What differs here:
   training instead, as torch's batch norm does.
 - In training the batch is that of all processes. In the reference each GPU normalises its own part.
 - Running statistics move in training alone; the reference's move in evaluation, too.
+- Biases in front of a norm, which takes them away, are not trained.
 """
 
 from collections.abc import Sequence
@@ -191,11 +192,15 @@ class _Up(nn.Module):
 
 
 class _Conv(nn.Module):
-    """Convolution, batch norm, ReLU. The bias, which the norm takes away, is the reference's."""
+    """Convolution, batch norm, ReLU."""
 
     def __init__(self, narrow: int, wide: int, *, running: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(narrow, wide, kernel_size=3, padding=1)
+        # The norm takes the bias away. It is here for the sake of the names; its gradient is nothing
+        # but rounding, which AdamW would magnify to full steps.
+        assert self.conv1.bias is not None
+        self.conv1.bias.requires_grad_(requires_grad=False)
         self.bn1 = BatchNorm(wide, running=running)
         self.activation = nn.ReLU(inplace=True)
 

@@ -197,8 +197,8 @@ class _Conv(nn.Module):
     def __init__(self, narrow: int, wide: int, *, running: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(narrow, wide, kernel_size=3, padding=1)
-        # The norm takes the bias away. It is here for the sake of the names; its gradient is nothing
-        # but rounding, which AdamW would magnify to full steps.
+        # The norm takes the bias away. It is here for the sake of the names; its gradient is mere
+        # rounding, which AdamW would magnify to full steps.
         assert self.conv1.bias is not None
         self.conv1.bias.requires_grad_(requires_grad=False)
         self.bn1 = BatchNorm(wide, running=running)

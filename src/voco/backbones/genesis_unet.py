@@ -200,7 +200,7 @@ class _Conv(nn.Module):
         # The norm takes the bias away. It is here for the sake of the names; its gradient is mere
         # rounding, which AdamW would magnify to full steps.
         assert self.conv1.bias is not None
-        self.conv1.bias.requires_grad_(requires_grad=False)
+        self.conv1.bias.requires_grad = False
         self.bn1 = BatchNorm(wide, running=running)
         self.activation = nn.ReLU(inplace=True)
 

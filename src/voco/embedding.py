@@ -84,7 +84,7 @@ def pooled(
         crops: Batches of crops; those of one size go through together.
         levels: Which levels of the pyramid are joined.
         at_once: Crops that go through together at most; ``None`` is all, or on a CPU as many as
-            have half a million voxels. Results do not depend on it: what mixes the crops of a
+            have 800,000 voxels. Results do not depend on it: what mixes the crops of a
             batch, as batch norm does in training, gets all of one size at once.
 
     Returns:

@@ -1,7 +1,11 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.networks.nets import swin_unetr
 from pydantic import ValidationError
 
+from voco.backbones.swin_blocks import attended
 from voco.backbones.swin_unetr import SwinUNETRConfig
 
 TINY = SwinUNETRConfig(feature_size=12, depths=(1, 1, 1, 1))
@@ -37,6 +41,33 @@ def test_gradients_are_those_of_the_librarys_own_way(changes):
         gradients.append(torch.cat([p.grad.flatten() for p in backbone.parameters()]))
     torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sides=st.tuples(*[st.integers(1, 8)] * 3),
+    window=st.tuples(*[st.integers(2, 4)] * 3),
+    shifted=st.booleans(),
+    volumes=st.integers(1, 2),
+)
+def test_attention_without_padding_is_that_with_it(sides, window, shifted, volumes):
+    torch.manual_seed(0)
+    shift = tuple(edge // 2 * shifted for edge in window)
+    block = swin_unetr.SwinTransformerBlock(6, 2, window, shift, qkv_bias=True).double()
+    table = block.attn.relative_position_bias_table
+    torch.nn.init.normal_(table, std=3)  # far from zero, so that a wrong place shows
+    tokens = torch.randn(volumes, *sides, 6, dtype=torch.float64)
+    own_window, own_shift = swin_unetr.get_window_size(sides, window, shift)
+    padded = [-(-side // edge) * edge for side, edge in zip(sides, own_window, strict=True)]
+    mask = swin_unetr.compute_mask(padded, own_window, own_shift, tokens.device)
+    found = []
+    for way in (attended, lambda block, tokens: block.forward_part1(tokens, mask)):
+        block.zero_grad()
+        leaf = tokens.clone().requires_grad_()
+        out = way(block, leaf)
+        (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        found.append((out, leaf.grad, table.grad.clone(), block.attn.qkv.bias.grad.clone()))
+    torch.testing.assert_close(*found)
 
 
 def test_dropout_of_attention_takes_the_librarys_own_way():

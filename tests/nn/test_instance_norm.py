@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from voco.nn.instance_norm import instance_norm, norm_and_leaky_relu
+from voco.nn.instance_norm import instance_norm, norm_and_leaky_relu, scaled_norm
 
 
 def numbers(*shape, dtype=torch.float64):
@@ -33,6 +33,27 @@ def test_the_norm_alone_is_torchs():
     features = numbers(2, 3, 2, 3, 4)
     ours = gradients(lambda x: instance_norm(x, 1e-5), features)
     torch.testing.assert_close(ours, gradients(lambda x: F.instance_norm(x, eps=1e-5), features))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_residual_of_one_channel_is_a_convolution_to_many_and_their_norm(dtype):
+    inputs = [
+        numbers(2, 3, 4, 3, 2, dtype=dtype),
+        numbers(2, 1, 4, 3, 2, dtype=dtype) * 3 + 2,
+        torch.tensor([0.7, -2.0, 1e-3], dtype=dtype),
+    ]
+
+    def ours(features, volumes, weights):
+        return norm_and_leaky_relu(features, 1e-5, 0.01, *scaled_norm(volumes, weights, 1e-5))
+
+    def layers(features, volumes, weights):
+        spread = F.conv3d(volumes, weights.view(3, 1, 1, 1, 1))
+        return plain(features, F.instance_norm(spread, eps=1e-5))
+
+    if dtype == torch.float64:
+        torch.testing.assert_close(gradients(ours, *inputs), gradients(layers, *inputs))
+    else:
+        torch.testing.assert_close(ours(*inputs), layers(*inputs), atol=0.03, rtol=0.03)
 
 
 def test_the_input_of_the_norm_is_not_kept():

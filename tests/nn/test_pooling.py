@@ -27,7 +27,7 @@ def test_levels_are_joined_in_their_order():
 
 @pytest.mark.parametrize(
     ("side", "count", "pieces"),
-    [(64, 18, [2] * 9), (64, 5, [3, 2]), (64, 1, [1]), (96, 2, [1, 1]), (32, 18, [18])],
+    [(64, 18, [3] * 6), (64, 7, [4, 3]), (64, 1, [1]), (96, 2, [1, 1]), (32, 18, [18])],
 )
 def test_crops_are_split_evenly_into_pieces_that_caches_hold(side, count, pieces):
     crops = torch.empty(1).expand(count, 1, side, side, side)

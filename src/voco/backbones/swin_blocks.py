@@ -1,13 +1,12 @@
 """MONAI's Swin UNETR blocks, run with less memory traffic; the same numbers to float precision.
 
 Parameters, their names and their values stay MONAI's; only the way through them is ours: attention
-by windows (:mod:`voco.nn.window_attention`), norms that keep their outputs alone
-(:mod:`voco.nn.instance_norm`), and shift masks that are made once per size, not in every pass.
-``network(volumes)``, which is MONAI's own way, gives the same.
+by windows (:mod:`voco.nn.window_attention`) whose padding is never made
+(:mod:`voco.nn.window_layout`), and norms that keep their outputs alone
+(:mod:`voco.nn.instance_norm`). ``network(volumes)``, which is MONAI's own way, gives the same.
 """
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +15,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from voco.nn.instance_norm import instance_norm, norm_and_leaky_relu
+from voco.nn.instance_norm import instance_norm, norm_and_leaky_relu, scaled_norm
 from voco.nn.window_attention import window_attention
-from voco.shapes import Level, Shape3
+from voco.nn.window_layout import Layout, Padding, window_layout
+from voco.shapes import Level
 
 Tokens = Float[Tensor, "b x y z e"]
 """Channels last."""
-
-
-class Masked(NamedTuple):
-    """Windows of a volume whose tokens may see the same of each other."""
-
-    windows: Int64[Tensor, "_"]
-    mask: Float[Tensor, "n n"]
 
 
 def stages(vit: Any, features: Level) -> list[Level]:  # noqa: ANN401 (MONAI's SwinTransformer)
@@ -62,10 +55,12 @@ def _residual(block: Any, features: Level) -> Level:  # noqa: ANN401 (MONAI's Un
         return block(features)
     epsilon, slope = block.norm1.eps, block.lrelu.negative_slope
     inner = norm_and_leaky_relu(block.conv1(features), epsilon, slope)
-    around = features
-    if block.downsample:
+    around, gain = features, None
+    if block.downsample and features.shape[1] == 1:
+        around, gain = scaled_norm(features, block.conv3.conv.weight.flatten(), epsilon)
+    elif block.downsample:
         around = instance_norm(block.conv3(features), epsilon)
-    return norm_and_leaky_relu(block.conv2(inner), epsilon, slope, around)
+    return norm_and_leaky_relu(block.conv2(inner), epsilon, slope, around, gain)
 
 
 def _plain_norm(norm: nn.Module) -> bool:
@@ -85,79 +80,92 @@ def _stage(layer: Any, features: Level) -> Level:  # noqa: ANN401 (MONAI's Basic
 
 
 def _block(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401 (MONAI's SwinTransformerBlock)
-    tokens = tokens + block.drop_path(_attended(block, tokens))
+    tokens = tokens + block.drop_path(attended(block, tokens))
     return tokens + block.forward_part2(tokens)
 
 
-def _attended(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401
+def attended(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401
     """Norm and attention within windows, shifted or not."""
     from monai.networks.nets import swin_unetr  # noqa: PLC0415 (takes seconds)
 
-    sides = tokens.shape[1:4]
+    sides = (tokens.shape[1], tokens.shape[2], tokens.shape[3])
     window, shift = swin_unetr.get_window_size(sides, block.window_size, block.shift_size)
-    padded = tuple(-(-side // edge) * edge for side, edge in zip(sides, window, strict=True))
     if block.attn.attn_drop.p and block.training:  # fused attention has no dropout of its own here
+        padded = [-(-side // edge) * edge for side, edge in zip(sides, window, strict=True)]
         mask = swin_unetr.compute_mask(padded, window, shift, tokens.device)
         return block.forward_part1(tokens, mask)
-    after = [part for side, to in zip(sides, padded, strict=True) for part in (to - side, 0)]
-    now = F.pad(block.norm1(tokens), (0, 0, *reversed(after)))
-    shifted = any(shift)
-    if shifted:
-        now = now.roll([-by for by in shift], dims=(1, 2, 3))
-    windows = swin_unetr.window_partition(now, window)
-    if shifted:
-        windows = _shifted_attention(block.attn, windows, _kinds(padded, window, shift))
-    else:
-        (windows,) = _attention(block.attn, windows, (len(windows),), (None,))
-    now = swin_unetr.window_reverse(windows, window, [len(tokens), *padded])
-    if shifted:
-        now = now.roll(shift, dims=(1, 2, 3))
-    return now[:, : sides[0], : sides[1], : sides[2]]
-
-
-def _shifted_attention(
-    attention: Any,  # noqa: ANN401 (MONAI's WindowAttention)
-    windows: Float[Tensor, "w n e"],
-    kinds: tuple[Masked, ...],
-) -> Float[Tensor, "w n e"]:
-    """Attention where some windows have a mask.
-
-    Windows of one kind share their mask, which is then a part of the bias: eight small sums in
-    place of one for every window.
-    """
-    order = torch.cat([kind.windows for kind in kinds])
-    back = order.argsort()
-    order, back = order.to(windows.device), back.to(windows.device)
-    sorted_ = _Reordered.apply(
-        rearrange(windows, "(b w) n e -> w b n e", w=len(order)), order, back
-    )
-    volumes = sorted_.shape[1]
-    counts = tuple(len(kind.windows) * volumes for kind in kinds)
-    masks = tuple(kind.mask for kind in kinds)
-    parts = _attention(attention, sorted_.flatten(0, 1), counts, masks)
-    joined = torch.cat(parts).unflatten(0, (-1, volumes))
-    return rearrange(_Reordered.apply(joined, back, order), "w b n e -> (b w) n e")
+    layout = window_layout(sides, tuple(window), tuple(shift), len(tokens), tokens.device)
+    rows = _Reordered.apply(block.norm1(tokens).flatten(0, 3), layout.order, layout.back)
+    rows = _attention(block.attn, rows, layout)
+    return _Reordered.apply(rows, layout.back, layout.order).view(tokens.shape)
 
 
 def _attention(
     attention: Any,  # noqa: ANN401 (MONAI's WindowAttention)
-    windows: Float[Tensor, "w n e"],
-    counts: tuple[int, ...],
-    masks: tuple[Tensor | None, ...],
-) -> list[Float[Tensor, "_ n e"]]:
-    """Attention within windows, of which so many have one mask, so many the next."""
-    heads, tokens = attention.num_heads, windows.shape[1]
-    index = attention.relative_position_index[:tokens, :tokens].reshape(-1)
+    rows: Float[Tensor, "_ e"],
+    layout: Layout,
+) -> Float[Tensor, "_ e"]:
+    """Attention within windows, of tokens in the order of the layout."""
+    heads, places = attention.num_heads, layout.places
+    index = attention.relative_position_index[:places, :places].reshape(-1)
     bias = F.embedding(index, attention.relative_position_bias_table)
-    bias = rearrange(bias, "(n m) h -> h n m", n=tokens).contiguous()
+    bias = rearrange(bias, "(n m) h -> h n m", n=places).contiguous()
+    top = bias.detach().amax(dim=2, keepdim=True)
+    share = (bias - top).exp() if any(kind.padding for kind in layout.kinds) else bias
+    # Padding is zero, so that the bias of a layer is all that it makes of it.
+    padded = rearrange(attention.qkv.bias, "(t h d) -> t h 1 d", t=3, h=heads)
+    sizes = [kind.count * len(kind.real) for kind in layout.kinds]
     outs = []
-    for part, mask in zip(attention.qkv(windows).split(counts), masks, strict=True):
-        queries, keys, values = rearrange(part, "w n (t h d) -> t w h n d", t=3, h=heads).unbind()
-        masked = bias if mask is None else bias + mask.to(bias.device)
-        out = window_attention(queries, keys, values, masked)
-        out = attention.proj(rearrange(out, "w h n d -> w n (h d)"))
-        outs.append(attention.proj_drop(out))
-    return outs
+    for part, kind in zip(attention.qkv(rows).split(sizes), layout.kinds, strict=True):
+        tokens = rearrange(part, "(w n) (t h d) -> t w h n d", t=3, h=heads, w=kind.count)
+        queries, keys, values = tokens.unbind()
+        seen = bias if kind.padding is None else _Picked.apply(bias, kind.real)
+        if kind.mask is not None:
+            seen = seen + kind.mask
+        if kind.padding is not None:
+            _, key, value = padded.to(part.dtype).expand(kind.count, -1, -1, -1, -1).unbind(1)
+            keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+            seen = torch.cat([seen, _padding_bias(top, share, kind.real, kind.padding)], dim=2)
+        out = window_attention(queries, keys, values, seen)
+        outs.append(rearrange(out, "w h n d -> (w n) (h d)"))
+    return attention.proj_drop(attention.proj(torch.cat(outs)))
+
+
+def _padding_bias(
+    top: Float[Tensor, "h n 1"],
+    share: Float[Tensor, "h n n"],
+    real: Int64[Tensor, "r"],
+    padding: Padding,
+) -> Float[Tensor, "h r 1"]:
+    """What is added to the logits of the padding of a window, taken as one token.
+
+    All padded tokens of a window are alike but for their bias, so a query sees them as one whose
+    weight is the sum of theirs.
+
+    Args:
+        top: The greatest bias of every place.
+        share: The exponential of the bias over that of ``top``.
+        real: Places of the queries.
+        padding: What they see of it.
+    """
+    sums = (share.index_select(1, real) * padding.seen).sum(dim=2, keepdim=True)
+    least = torch.finfo(sums.dtype).tiny
+    return top.index_select(1, real) + padding.offset[:, None] + sums.clamp(min=least).log()
+
+
+class _Picked(torch.autograd.Function):
+    """The same rows and columns, none of them twice."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, places: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.of, ctx.where = bias.shape, (slice(None), places[:, None], places)
+        return bias[ctx.where]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        at_bias = gradients[0].new_zeros(ctx.of)
+        at_bias[ctx.where] = gradients[0]
+        return at_bias, None
 
 
 class _Reordered(torch.autograd.Function):
@@ -171,15 +179,3 @@ class _Reordered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         return gradients[0].index_select(0, ctx.back), None, None
-
-
-@lru_cache(maxsize=64)
-def _kinds(sides: Shape3, window: Shape3, shift: Shape3) -> tuple[Masked, ...]:
-    """The kinds of windows of a shifted grid: those at its end join tokens from both ends."""
-    from monai.networks.nets import swin_unetr  # noqa: PLC0415 (takes seconds)
-
-    masks = swin_unetr.compute_mask(sides, window, shift, torch.device("cpu"))
-    # A window is known by which of its tokens the first token of each region may see.
-    _, kinds = masks.flatten(1).unique(dim=0, return_inverse=True)
-    chosen = [(kinds == kind).nonzero()[:, 0] for kind in range(int(kinds.max()) + 1)]
-    return tuple(Masked(windows, masks[windows[0]].clone()) for windows in chosen)

@@ -127,10 +127,12 @@ class SwinUNETR(MaskedBackbone):
     def encode(self, volumes: Volumes) -> list[Level]:
         """Features of the six levels."""
         net, vit = self.network, self.network.swinViT
+        # First, so that what it only needs for a moment makes room for what the others keep.
+        finest = basic_block(net.encoder1, volumes)
         maps = stages(vit, vit.pos_drop(vit.patch_embed(volumes)))
         hidden = [vit.proj_out(each, net.normalize) for each in maps]
         return [
-            basic_block(net.encoder1, volumes),
+            finest,
             basic_block(net.encoder2, hidden[0]),
             basic_block(net.encoder3, hidden[1]),
             basic_block(net.encoder4, hidden[2]),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -37,24 +38,57 @@ def instance_norm(features: Level, epsilon: float) -> Level:
 
 
 def norm_and_leaky_relu(
-    features: Level, epsilon: float, slope: float, residual: Level | None = None
+    features: Level,
+    epsilon: float,
+    slope: float,
+    residual: Level | None = None,
+    gain: Float[Tensor, "b c"] | None = None,
 ) -> Level:
-    """``leaky_relu(instance_norm(features) + residual)``.
+    """``leaky_relu(instance_norm(features) + gain * residual)``.
 
     Args:
         features: Of any precision; below float32 all is done torch's way.
         epsilon: Added to the variance.
         slope: Of the leaky ReLU below 0; above 0, or the output could not be undone.
         residual: Added between the two; ``None`` adds nothing.
+        gain: What it is multiplied by, if not 1; the residual then has one channel.
 
     Raises:
         ValueError: If there is a single voxel, which has no variance.
     """
     _check(features)
     if features.dtype in _PRECISE:
-        return _NormAct.apply(features, residual, epsilon, slope)
+        return _NormAct.apply(features, residual, gain, epsilon, slope)
     out = F.instance_norm(features, eps=epsilon)
-    return F.leaky_relu(out if residual is None else out + residual, slope)
+    if residual is not None:
+        out = out + (residual if gain is None else residual * _spread(gain))
+    return F.leaky_relu(out, slope)
+
+
+def scaled_norm(
+    volumes: Float[Tensor, "b 1 x y z"], weights: Float[Tensor, "c"], epsilon: float
+) -> tuple[Float[Tensor, "b 1 x y z"], Float[Tensor, "b c"]]:
+    """``instance_norm(volumes * weights)`` as one channel and what each channel multiplies it by.
+
+    However many channels a volume of one channel is spread over, all that a norm leaves of them is
+    the volume around its mean. So neither they nor their norms need be made and kept.
+
+    Args:
+        volumes: Of one channel.
+        weights: Of a convolution of 1x1x1 to more channels.
+        epsilon: Added to the variance.
+
+    Raises:
+        ValueError: If there is a single voxel, which has no variance.
+    """
+    _check(volumes)
+    spread, mean = torch.var_mean(volumes, dim=(2, 3, 4), correction=0, keepdim=True)
+    gain = weights * (weights.square() * spread[:, :, 0, 0, 0] + epsilon).rsqrt()
+    return volumes - mean, gain
+
+
+def _spread(gain: Float[Tensor, "b c"]) -> Float[Tensor, "b c 1 1 1"]:
+    return gain[:, :, None, None, None]
 
 
 def _check(features: Level) -> None:
@@ -84,15 +118,16 @@ class _NormAct(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         features: Tensor,
         residual: Tensor | None,
+        gain: Tensor | None,
         epsilon: float,
         slope: float,
     ) -> Tensor:
         out, scale = _normed(features, epsilon)
         if residual is not None:
-            out.add_(residual)
+            _add(out, residual, gain)
         F.leaky_relu_(out, slope)
         ctx.slope = slope
-        ctx.save_for_backward(out, scale, residual)
+        ctx.save_for_backward(out, scale, residual, gain)
         return out
 
     @staticmethod
@@ -101,13 +136,27 @@ class _NormAct(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         *gradients: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        out, scale, residual = ctx.saved_tensors
+        out, scale, residual, gain = ctx.saved_tensors
         inner = torch.ops.aten.leaky_relu_backward(gradients[0], out, ctx.slope, True)  # noqa: FBT003
         normed = F.leaky_relu(out, 1 / ctx.slope)
+        at_residual, at_gain = inner, None
         if residual is None:
-            return _norm_gradient(inner, normed, scale), None, None, None
-        normed.sub_(residual)
-        return _norm_gradient(inner, normed, scale), inner, None, None
+            at_residual = None
+        else:
+            _add(normed, residual, gain, sign=-1)
+        if gain is not None:
+            channels = inner.flatten(2)
+            at_gain = (channels @ residual.flatten(2).mT)[:, :, 0]
+            needed = ctx.needs_input_grad[1]
+            at_residual = (gain[:, None] @ channels).view(residual.shape) if needed else None
+        return _norm_gradient(inner, normed, scale), at_residual, at_gain, None, None
+
+
+def _add(to: Tensor, residual: Tensor, gain: Tensor | None, *, sign: int = 1) -> None:
+    if gain is None:
+        to.add_(residual, alpha=sign)
+    else:
+        to.addcmul_(residual, _spread(gain), value=sign)
 
 
 def _normed(features: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from voco.shapes import Level, Shape3, Volumes
 
-_VOXELS_AT_ONCE = 2 * 64**3
-"""Least voxels that go through a network together on a CPU: two crops of 64 cubed. More do not stay
-in its caches (``docs/performance.md``)."""
+_VOXELS_AT_ONCE = 3 * 64**3
+"""Least voxels that go through a network together on a CPU: three crops of 64 cubed. More are no
+faster and take more memory (``docs/performance.md``)."""
 
 
 def split_for_caches(crops: Volumes) -> Sequence[Float[Tensor, "_ c _ _ _"]]:

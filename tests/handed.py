@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from voco.backbone import Backbone, BackboneConfig
+from voco.backbones.genesis_unet import GenesisUNetConfig
 from voco.backbones.resenc_unet import ResEncUNetConfig
 from voco.backbones.unet import UNetConfig
 from voco.data.intensity import WindowIntensity
@@ -14,6 +15,7 @@ from voco.data.store import Preprocessing
 from voco.weights import TrainingData, export
 
 SMALL = UNetConfig(features=(2, 2, 2, 2, 2, 2))
+GENESIS = GenesisUNetConfig(features=(4, 6, 8, 10))
 RESENC = ResEncUNetConfig(features=(4, 6, 8), blocks=(1, 2, 1))
 CLASSES = {0: "background", 3: "liver", 7: "spleen"}
 

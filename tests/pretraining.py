@@ -47,11 +47,10 @@ def plain_log(run: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
-def killed_recipe(steps: int) -> PretrainConfig:
+def killed_recipe(steps: int, **changes) -> PretrainConfig:
     """A checkpoint at every step, so that many kills fall into writing one."""
-    return recipe(
-        steps=steps, checkpoint_every=1, log_every=1, holdout=0.25, windows={"workers": 1}
-    )
+    often = {"checkpoint_every": 1, "log_every": 1, "holdout": 0.25, "windows": {"workers": 1}}
+    return recipe(steps=steps, **often, **changes)
 
 
 def kill_until_done(store: Path, run: Path, seed: int, steps: int, most: int) -> int:

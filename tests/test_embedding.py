@@ -22,6 +22,7 @@ BACKBONES: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
         (32, 32, 48),
     ),
     "resenc_unet": ({"features": (4, 6, 8), "blocks": (1, 2, 1)}, (8, 8, 12)),
+    "genesis_unet": ({"features": (4, 6, 8, 10)}, (16, 16, 24)),
 }
 """Small settings of each backbone, and a size that it takes."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import genesis
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 
 import voco
 from voco.backbone import Backbone
+from voco.backbones.genesis_unet import GenesisUNetConfig
 from voco.backbones.legacy_merging import LegacyPatchMerging
 from voco.backbones.resenc_unet import ResEncUNetConfig, repeated_names
 from voco.backbones.swin_unetr import SwinUNETRConfig
@@ -493,9 +495,120 @@ def test_a_basic_u_net_of_monai_is_ours(tmp_path: Path):
         torch.testing.assert_close(target(small), network(small))
 
 
+# --- Models Genesis ---------------------------------------------------------------------------
+
+SMALL_GENESIS = GenesisUNetConfig(features=genesis.SMALL)
+
+
+def models_genesis(outputs: int = 1) -> tuple[dict[str, Any], State]:
+    """As its program writes ``Genesis_Chest_CT.pt``."""
+    tensors = genesis.tensors(outputs=outputs)
+    weights = [nn.Parameter(torch.zeros(2))]
+    weights[0].grad = torch.ones(2)
+    optimizer = torch.optim.SGD(weights, 1.0, momentum=0.9)
+    optimizer.step()
+    content = {
+        "state_dict": prefixed("module.", tensors),
+        "optimizer_state_dict": optimizer.state_dict(),
+    }
+    return content, tensors
+
+
+def suprem_unet() -> tuple[dict[str, Any], State]:
+    """As SuPreM's program writes ``supervised_suprem_unet_2100.pth``: heads for an output layer."""
+    tensors = {n: t for n, t in genesis.tensors().items() if not n.startswith("out_tr.")}
+    heads = {
+        "organ_embedding": torch.ones(3, 4),
+        "text_to_vision.weight": torch.ones(2, 4),
+        "controller.weight": torch.ones(2),
+        "precls_conv.0.weight": torch.ones(4),
+        "GAP.3.bias": torch.ones(1),
+    }
+    content = {
+        "net": prefixed("module.", prefixed("backbone.", tensors) | heads),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        "scheduler": {"last_epoch": 2100},
+        "epoch": 2100,
+    }
+    return content, tensors
+
+
+@pytest.mark.parametrize(
+    ("layout", "make"), [("models-genesis", models_genesis), ("suprem-unet", suprem_unet)]
+)
+def test_a_u_net_of_models_genesis_computes_what_its_authors_computed(
+    tmp_path: Path, layout: str, make: Callable[[], tuple[dict[str, Any], State]]
+):
+    content, tensors = make()
+    torch.save(content, tmp_path / "weights.pt")
+    found = passport(tmp_path / "weights.pt")
+    assert (found.layout, found.backbone) == (layout, "genesis_unet")
+    assert found.settings["features"] == genesis.SMALL
+    assert found.fits[0].fits
+    assert found.fits[0].tensors == (56, 56)
+    assert "56 of 56 tensors, 100 % of the encoder" in str(found)
+    assert "--backbone.name genesis_unet --backbone.features 4 6 8 10" in str(found)
+    backbone = SMALL_GENESIS.build(3)
+    accounting = transfer(backbone, tmp_path / "weights.pt", expected_share=1.0)
+    assert accounting.tensors == (56, 56)
+    # The output layer, of another number of classes or not there at all, is new.
+    assert accounting.new == ("out_tr.final_conv.weight", "out_tr.final_conv.bias")
+    assert len(accounting.loaded) == 104
+    small = volume((16, 16, 24))
+    with torch.no_grad():
+        made = backbone.eval().decode(backbone.encode(small))
+        torch.testing.assert_close(made, genesis.decoded(tensors, small), rtol=1e-4, atol=1e-5)
+    state = backbone.network.state_dict()
+    assert all(torch.equal(state[name], tensors[name]) for name in accounting.loaded)
+    assert {"down_tr64.ops.0.bn1.running_mean", "up_tr64.ops.1.bn1.running_var"} < {
+        *accounting.loaded
+    }
+
+
+def test_voco_load_gives_models_genesis_with_its_output_layer(tmp_path: Path):
+    content, tensors = models_genesis(outputs=2)
+    torch.save(content, tmp_path / "genesis.pt")
+    assert passport(tmp_path / "genesis.pt").outputs == 2
+    network = voco.load(tmp_path / "genesis.pt").eval()
+    small = volume((16, 16, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network(small), genesis.logits(tensors, small), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_heads_of_suprem_are_left_out_and_named(tmp_path: Path):
+    torch.save(suprem_unet()[0], tmp_path / "suprem.pth")
+    accounting = transfer(SMALL_GENESIS.build(), tmp_path / "suprem.pth")
+    ((reason, names),) = accounting.left_out
+    assert "heads that make a layer for each organ" in reason
+    assert len(names) == 5
+
+
+def test_a_file_of_an_older_torch_lacks_counters_and_loads(tmp_path: Path):
+    content, tensors = models_genesis()
+    content["state_dict"] = {
+        n: t for n, t in content["state_dict"].items() if "num_batches" not in n
+    }
+    torch.save(content, tmp_path / "genesis.pt")
+    backbone = SMALL_GENESIS.build()
+    accounting = transfer(backbone, tmp_path / "genesis.pt", fresh=())
+    assert accounting.tensors == (48, 48)
+    assert torch.equal(
+        backbone.network.state_dict()["up_tr64.ops.0.bn1.running_var"],
+        tensors["up_tr64.ops.0.bn1.running_var"],
+    )
+
+
+def test_running_means_that_are_missing_are_named(tmp_path: Path):
+    content, _ = models_genesis()
+    del content["state_dict"]["module.down_tr128.ops.1.bn1.running_mean"]
+    torch.save(content, tmp_path / "genesis.pt")
+    with pytest.raises(WeightsError, match=r"1 missing: down_tr128\.ops\.1\.bn1\.running_mean"):
+        transfer(SMALL_GENESIS.build(), tmp_path / "genesis.pt")
+
+
 ELSEWHERE = {
-    "models-genesis": ["module.down_tr64.ops.0.conv1.weight", "module.down_tr512.ops.1.bn1.bias"],
-    "suprem-unet": ["module.backbone.down_tr64.ops.0.conv1.weight", "module.GAP.0.weight"],
     "plain-conv-unet": ["encoder.stages.0.0.convs.0.conv.weight"],
     "primus": ["eva.blocks.0.attn.q_proj.weight", "down_projection.proj.weight"],
 }
@@ -514,7 +627,8 @@ def test_a_network_that_is_not_here_is_named_and_refused(tmp_path: Path, layout:
 
 def test_every_layout_is_tested_here():
     tested = {*MAKERS, *ELSEWHERE, "monai-swin-unetr", "monai-unetr", "monai-vit", "mae-vit"}
-    assert {family.name for family in FAMILIES} == tested | {"resenc", "monai-basic-unet"}
+    tested |= {"resenc", "monai-basic-unet", "models-genesis", "suprem-unet"}
+    assert {family.name for family in FAMILIES} == tested
 
 
 # --- input channels ---------------------------------------------------------------------------
@@ -540,6 +654,9 @@ BACKBONES: dict[str, Callable[[int], Backbone]] = {
     "unet": lambda channels: UNetConfig(features=(2, 2, 2, 2, 2, 2), in_channels=channels).build(),
     "resenc_unet": lambda channels: ResEncUNetConfig(
         features=(2, 4), blocks=(1, 1), in_channels=channels
+    ).build(),
+    "genesis_unet": lambda channels: SMALL_GENESIS.model_copy(
+        update={"in_channels": channels}
     ).build(),
 }
 

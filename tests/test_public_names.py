@@ -24,7 +24,9 @@ def test_an_unknown_name_is_said_to_be_unknown():
 
 def test_methods_and_backbones_tell_their_names():
     assert "voco" in voco.methods.available()
-    assert {"swin_unetr", "unet", "unetr", "resenc_unet"} <= set(voco.backbones.available())
+    assert {"swin_unetr", "unet", "unetr", "resenc_unet", "genesis_unet"} <= set(
+        voco.backbones.available()
+    )
 
 
 def test_importing_voco_loads_no_heavy_library():

@@ -62,6 +62,9 @@ class Backbone(nn.Module, ABC):
         divisor: Every side of an input must be a multiple of this.
         smallest: Least side of an input that can be trained on.
         fixed_size: The only size the network takes, or ``None`` if any that divides.
+        mixes_volumes: Whether in training, as with batch norm, what the network makes of a volume
+            depends on the others of the batch, that of all processes. They must then pass through
+            it together. In evaluation no network mixes volumes.
         encoder_prefixes: Prefixes of the encoder's parameter names in ``network``, with their dot.
         decoder_prefixes: The same of the decoder.
         head_prefixes: The same of the output layer.
@@ -83,6 +86,7 @@ class Backbone(nn.Module, ABC):
     divisor: int
     smallest: int
     fixed_size: Shape3 | None = None
+    mixes_volumes: ClassVar[bool] = False
     encoder_prefixes: ClassVar[tuple[str, ...]]
     decoder_prefixes: ClassVar[tuple[str, ...]]
     head_prefixes: ClassVar[tuple[str, ...]]
@@ -128,6 +132,22 @@ class Backbone(nn.Module, ABC):
             "head": self.head_prefixes,
             "tokens": self.token_prefixes,
         }[part]
+
+    def check_pieces(self, at_once: int | None) -> None:
+        """Refuse to train on some crops of a batch at a time, where that computes something else.
+
+        Args:
+            at_once: Crops that are to pass through together at most; ``None`` is not asked for.
+
+        Raises:
+            ConfigError: If the network mixes the volumes of a batch.
+        """
+        if at_once is not None and self.mixes_volumes:
+            raise ConfigError(
+                f"method.crops_at_once is {at_once}, but {type(self).__name__} normalises over all "
+                "crops of a batch: in pieces it would compute something else. Leave the setting "
+                "out (null in a recipe, None as an option); a smaller batch_size saves memory, too."
+            )
 
     def check_size(self, size: Shape3) -> None:
         """Refuse a size that the network cannot take.

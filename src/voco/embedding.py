@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from voco.backbone import Backbone, MaskedBackbone, Part
 from voco.nn.freeze import freeze_unreached
 from voco.nn.heads import Ending, projector
-from voco.nn.pooling import pooled
+from voco.nn.pooling import level_means, split_for_caches
 from voco.shapes import Level, Shape3, Volumes
 
 Levels = Literal["backbone", "last"]
@@ -28,10 +28,14 @@ class Embedder(nn.Module):
         levels: Which levels are pooled.
         widths: Of the projector's hidden layers and of its output.
         size: Voxels of a crop.
-        at_once: Crops that pass through the backbone together; ``None``: see :func:`pooled`.
+        at_once: Crops that pass through the backbone together; ``None``: see :func:`pooled`. A
+            backbone that mixes the crops of a batch takes nothing else.
         std: Of the projector's first weights; ``None`` starts as torch does.
         ending: How the projector ends.
         learnt: Whether its standardisations learn a scale and a shift.
+
+    Raises:
+        ConfigError: If the backbone cannot take the crops of a batch in pieces.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Embedder(nn.Module):
         learnt: bool = False,
     ) -> None:
         super().__init__()
+        backbone.check_pieces(at_once)
         last = (len(backbone.channels) - 1,)
         self.levels = backbone.embedding_levels if levels == "backbone" else last
         self.at_once = at_once
@@ -54,7 +59,7 @@ class Embedder(nn.Module):
         features = sum(backbone.channels[level] for level in self.levels)
         self.projector = projector((features, *widths), std=std, ending=ending, learnt=learnt)
         crops = [torch.zeros(1, _input_channels(backbone), *size, device="meta")]
-        freeze_unreached(backbone, lambda probe: pooled(probe.encode, crops, self.levels))
+        freeze_unreached(backbone, lambda probe: pooled(probe, crops, self.levels))
 
     def forward(self, *crops: Float[Tensor, "_ c _ _ _"]) -> Float[Tensor, "n e"]:
         """Embeddings of crops, one row each."""
@@ -62,7 +67,40 @@ class Embedder(nn.Module):
 
     def pool(self, *crops: Float[Tensor, "_ c _ _ _"]) -> Float[Tensor, "n e"]:
         """Pooled features of crops, one row each."""
-        return pooled(self.backbone.encode, crops, self.levels, at_once=self.at_once)
+        return pooled(self.backbone, crops, self.levels, at_once=self.at_once)
+
+
+def pooled(
+    backbone: Backbone,
+    crops: Sequence[Float[Tensor, "_ c _ _ _"]],
+    levels: Sequence[int],
+    *,
+    at_once: int | None = None,
+) -> Float[Tensor, "n e"]:
+    """Features of crops, averaged over space and joined over levels; at least float32.
+
+    Args:
+        backbone: Its encoder is used.
+        crops: Batches of crops; those of one size go through together.
+        levels: Which levels of the pyramid are joined.
+        at_once: Crops that go through together at most; ``None`` is all, or on a CPU as many as
+            have 800,000 voxels. Results do not depend on it: what mixes the crops of a
+            batch, as batch norm does in training, gets all of one size at once.
+
+    Returns:
+        One row per crop, in the order they came.
+    """
+    alike = len({batch.shape[1:] for batch in crops}) == 1
+    batches = [torch.cat(list(crops))] if alike else crops
+    if backbone.mixes_volumes and backbone.training:
+        pieces = list(batches)
+    else:
+        pieces = [
+            piece
+            for batch in batches
+            for piece in (batch.split(at_once) if at_once else split_for_caches(batch))
+        ]
+    return torch.cat([level_means(backbone.encode(piece), levels) for piece in pieces])
 
 
 def deepest(backbone: Backbone, volumes: Volumes) -> Level:

@@ -31,11 +31,12 @@ from voco.data.labelled import (
 from voco.data.patches import class_numbers, class_voxels, fitted, lowest, read_padded, scaling
 from voco.data.store import Store, open_alike
 from voco.draws import mixed_seed
+from voco.embedding import pooled
 from voco.errors import ConfigError, StoreError
 from voco.evaluation.probe import Judgement, Rows, judge
 from voco.inference import starts
 from voco.nn.gather import gathered_objects, rank, world_size
-from voco.nn.pooling import hypercolumns, pooled
+from voco.nn.pooling import hypercolumns
 from voco.progress import track
 from voco.recipes import ProbeConfig
 from voco.shapes import Shape3
@@ -264,7 +265,7 @@ def _case_features(
 ) -> Float[Tensor, "1 e"]:
     stored = fitted(one.store.read(one.case.id), probe.window, probe.config.fit, lowest(one.case))
     volume = _scaled(probe, one, stored, device)
-    return pooled(backbone.encode, [volume], backbone.embedding_levels).cpu()
+    return pooled(backbone, [volume], backbone.embedding_levels).cpu()
 
 
 def _voxel_features(

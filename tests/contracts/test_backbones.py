@@ -32,6 +32,7 @@ SMALL: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
         (32, 32, 48),
     ),
     "resenc_unet": ({"features": (4, 6, 8), "blocks": (1, 2, 1)}, (8, 8, 12)),
+    "genesis_unet": ({"features": (4, 6, 8, 10)}, (16, 16, 24)),
 }
 """Settings that run in no time, and a size that the networks can just about take."""
 
@@ -165,6 +166,23 @@ def test_a_training_step_reaches_every_parameter_that_asks_for_a_gradient(name: 
 
 
 @every
+def test_in_evaluation_no_volume_changes_what_is_made_of_another(name: str):
+    backbone, volumes = built(name).eval(), volumes_for(name)
+    with torch.no_grad():
+        together = backbone(torch.cat([volumes, 5 * volumes + 2]))
+        torch.testing.assert_close(together[:1], backbone(volumes), rtol=1e-4, atol=1e-4)
+
+
+@every
+def test_in_training_volumes_are_mixed_only_if_that_is_declared(name: str):
+    backbone, volumes = built(name).train(), volumes_for(name)
+    with torch.no_grad():
+        together = backbone(torch.cat([volumes, 5 * volumes + 2]))
+        same = torch.allclose(together[:1], backbone(volumes), rtol=1e-4, atol=1e-4)
+    assert same != backbone.mixes_volumes
+
+
+@every
 def test_the_least_size_can_be_trained_on(name: str):
     backbone = built(name).train()
     side = backbone.smallest
@@ -174,11 +192,11 @@ def test_the_least_size_can_be_trained_on(name: str):
         assert backbone(torch.randn(1, 2, *size)).shape == (1, 3, *size)
 
 
-@pytest.mark.parametrize("name", ["unet", "swin_unetr", "resenc_unet"])
+@pytest.mark.parametrize("name", ["unet", "swin_unetr", "resenc_unet", "genesis_unet"])
 def test_one_step_below_the_least_size_cannot_be_trained_on(name: str):
     backbone = built(name).train()
     side = backbone.smallest - backbone.divisor
-    with pytest.raises(ValueError, match="more than 1 spatial element"):
+    with pytest.raises(ValueError, match=r"more than 1 (spatial element|value per channel)"):
         backbone(torch.randn(1, 2, side, side, side))
 
 

@@ -34,6 +34,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
         32,
     ),
     "swin_unetr": ({"feature_size": 12, "depths": (1, 1, 1, 1), "use_v2": False}, 64),
+    "genesis_unet": ({"features": (4, 4, 6, 8)}, 16),
 }
 """Small settings of every backbone, and a side of a cube that it can be trained on."""
 
@@ -201,7 +202,7 @@ def test_a_method_trains_what_it_hands_over_and_resumes_to_the_same_bits(method,
 
 
 def share_of(rank: int, world: int, network: str) -> dict[str, dict[str, torch.Tensor]]:
-    """Losses and gradients of every method, on this process's share of the volumes."""
+    """Losses, buffers and gradients of every method, on this process's share of the volumes."""
     fitting = [method for method, other in PAIRS if other == network]
     return {method: _share(method, network, rank, world) for method in fitting}
 
@@ -217,6 +218,7 @@ def _share(method: str, network: str, rank: int, world: int) -> dict[str, torch.
     losses = trained(volumes, step).losses
     torch.stack(list(losses.values())).sum().backward()
     found = {f"loss {name}": loss.detach() for name, loss in losses.items()}
+    found |= {f"kept {name}": kept.double() for name, kept in trained.named_buffers()}
     return found | {n: p.grad for n, p in trained.named_parameters() if p.grad is not None}
 
 

@@ -74,9 +74,22 @@ def train_voco(store: Path, out: Path, batch_size: int, variant: str) -> None:
     pretrain(config, [store], out, probe_data=[store])
 
 
+def train_batch_norm(store: Path, out: Path, batch_size: int) -> None:
+    """A network that normalises over the batch, encoder and decoder."""
+    config = recipe(
+        method={"name": "modelsgenesis", "crop": [16, 16, 16], "shuffle_blocks": 10},
+        backbone={"name": "genesis_unet", "features": [4, 4, 6, 8]},
+        batch_size=batch_size,
+        log_every=1,
+        holdout=0.25,
+    )
+    pretrain(config, [store], out)
+
+
 if __name__ == "__main__":
     store, folder = Path(sys.argv[1]), Path(sys.argv[2])
     train_brightness(store, folder / "brightness", batch_size=1)
     train_brightness(store, folder / "accumulated", batch_size=2, accumulate=2)
     for name in ("v1", "v2"):
         train_voco(store, folder / name, batch_size=1, variant=name)
+    train_batch_norm(store, folder / "batch norm", batch_size=1)

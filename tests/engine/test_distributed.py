@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from blobs import blob_store
-from distributed import train_brightness, train_voco
+from distributed import train_batch_norm, train_brightness, train_voco
 from pretraining import plain_log
+
+from voco.weights import read_tensors
 
 HERE = Path(__file__).parent
 
@@ -30,7 +33,7 @@ def two(tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["brightness", "accumulated", "v1", "v2"])
+@pytest.mark.parametrize("name", ["brightness", "accumulated", "v1", "v2", "batch norm"])
 def test_two_processes_learn_as_one_of_twice_the_batch(two, name):
     store, folder = two
     one = folder / "one" / name
@@ -38,6 +41,11 @@ def test_two_processes_learn_as_one_of_twice_the_batch(two, name):
         train_brightness(store, one, batch_size=2)
     elif name == "accumulated":
         train_brightness(store, one, batch_size=4, accumulate=2)
+    elif name == "batch norm":
+        train_batch_norm(store, one, batch_size=2)
+        ours, theirs = (read_tensors(run) for run in (one, folder / "two" / name))
+        for key in ours:
+            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
     else:
         train_voco(store, one, batch_size=2, variant=name)
     ours, theirs = plain_log(one), plain_log(folder / "two" / name)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from handed import RESENC, classifying, pretrained, segmenting
+from handed import GENESIS, RESENC, classifying, pretrained, segmenting
 
 import voco
 from voco.errors import WeightsError
@@ -42,8 +42,9 @@ def test_a_classification_comes_back_with_its_classifier(tmp_path, hub):
         assert torch.equal(hub.from_pretrained(str(tmp_path / "hub"))(volumes), expected)
 
 
-def test_a_pretrained_network_comes_back_and_gives_the_same_features(tmp_path, hub):
-    backbone = pretrained(tmp_path / "run", RESENC).eval()
+@pytest.mark.parametrize("config", [RESENC, GENESIS], ids=lambda config: config.name)
+def test_a_pretrained_network_comes_back_and_gives_the_same_features(tmp_path, hub, config):
+    backbone = pretrained(tmp_path / "run", config).eval()
     voco.export(tmp_path / "run", "huggingface", tmp_path / "hub")
     volumes = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():

@@ -1,11 +1,12 @@
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
 from blobs import blob
-from handed import CLASSES, RESENC, SMALL, classifying, pretrained, segmenting
+from handed import CLASSES, GENESIS, RESENC, SMALL, classifying, pretrained, segmenting
 from monai.bundle import ConfigParser, run
 from monai.networks.nets.basic_unet import BasicUNet
 from monai.networks.nets.swin_unetr import SwinUNETR
@@ -173,3 +174,14 @@ def test_a_network_that_monai_has_not_is_refused_with_the_formats_that_fit(tmp_p
     with pytest.raises(WeightsError, match=r"no network of the kind 'resenc_unet'.*--to nnunet"):
         voco.export(tmp_path / "run", "monai", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_network_that_neither_has_is_sent_to_the_formats_that_take_all(tmp_path):
+    pretrained(tmp_path / "run", GENESIS)
+    for other in ("monai", "nnunet"):
+        with pytest.raises(WeightsError, match="no network of the kind 'genesis_unet'") as refusal:
+            voco.export(tmp_path / "run", other, tmp_path / "out")
+        assert set(re.findall(r"--to \w+", str(refusal.value))) == {
+            "--to onnx",
+            "--to huggingface",
+        }

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from handed import SMALL, classifying, pretrained, segmenting
+from handed import GENESIS, SMALL, classifying, pretrained, segmenting
 
 import voco
 from voco.errors import UsageError, WeightsError
@@ -68,6 +68,17 @@ def test_of_a_pretrained_network_the_levels_are_given_by_name(tmp_path):
     with torch.no_grad():
         levels = network(torch.rand(1, 1, 32, 32, 32))
     assert [tuple(level.shape[2:]) for level in levels] == [(32 // 2**n,) * 3 for n in range(5)]
+
+
+def test_a_network_with_batch_norm_gives_the_same_for_any_batch_and_size(tmp_path):
+    task = {"name": "segmentation", "roi": [16, 16, 16]}
+    backbone = segmenting(tmp_path / "run", GENESIS, task=task).eval()
+    done = voco.export(tmp_path / "run", "onnx", tmp_path / "net.onnx")
+    volumes = torch.rand(3, 1, 24, 16, 32) * torch.tensor([1, 50, 200]).view(3, 1, 1, 1, 1)
+    with torch.no_grad():
+        expected = backbone(volumes).numpy()
+    (found,) = session(done.files[0]).run(["logits"], {"volumes": volumes.numpy()})
+    assert np.allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_a_classifier_takes_its_own_size_only(tmp_path):

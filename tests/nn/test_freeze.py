@@ -1,8 +1,8 @@
 import torch
 from tiny import Tiny
 
+from voco.embedding import pooled
 from voco.nn.freeze import freeze_unreached
-from voco.nn.pooling import pooled
 
 
 def trained(net: Tiny) -> set[str]:
@@ -14,12 +14,12 @@ def crops():
 
 
 def test_a_decoder_that_is_not_used_is_frozen(tiny):
-    freeze_unreached(tiny, lambda net: pooled(net.encode, crops(), (0, 1, 2)))
+    freeze_unreached(tiny, lambda net: pooled(net, crops(), (0, 1, 2)))
     assert trained(tiny) == {"stem", "down", "deep"}
 
 
 def test_layers_behind_the_last_level_used_are_frozen(tiny):
-    freeze_unreached(tiny, lambda net: pooled(net.encode, crops(), (0, 1)))
+    freeze_unreached(tiny, lambda net: pooled(net, crops(), (0, 1)))
     assert trained(tiny) == {"stem", "down"}
 
 
@@ -39,14 +39,14 @@ def test_what_was_frozen_before_stays_frozen(tiny):
 
 def test_pieces_give_the_same_rows_in_the_same_order(tiny):
     batches = [torch.rand(3, 1, 8, 8, 8), torch.rand(4, 1, 8, 8, 8)]
-    whole = pooled(tiny.encode, batches, (0, 2))
-    torch.testing.assert_close(pooled(tiny.encode, batches, (0, 2), at_once=2), whole)
+    whole = pooled(tiny, batches, (0, 2))
+    torch.testing.assert_close(pooled(tiny, batches, (0, 2), at_once=2), whole)
     assert whole.shape == (7, 12)
-    alone = pooled(tiny.encode, [batches[1][2:3]], (0, 2))
+    alone = pooled(tiny, [batches[1][2:3]], (0, 2))
     torch.testing.assert_close(whole[5:6], alone)
 
 
 def test_crops_of_different_sizes_are_pooled_apart(tiny):
     batches = [torch.rand(2, 1, 8, 8, 8), torch.rand(3, 1, 4, 8, 12)]
-    rows = pooled(tiny.encode, batches, (2,))
+    rows = pooled(tiny, batches, (2,))
     torch.testing.assert_close(rows[2:], tiny.encode(batches[1])[2].mean(dim=(2, 3, 4)))

@@ -14,7 +14,7 @@ def test_every_token_has_one_place(sides, window, volumes):
     tokens = volumes * sides[0] * sides[1] * sides[2]
     assert layout.order.sort().values.tolist() == list(range(tokens))
     assert torch.equal(layout.order[layout.back], torch.arange(tokens))
-    assert sum(kind.count * len(kind.real) for kind in layout.kinds) == tokens
+    assert sum(kind.windows * len(kind.real) for kind in layout.kinds) == tokens
 
 
 def test_8_tokens_in_windows_of_7_leave_6_places_of_padding_along_an_axis():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from voco.backbone import Backbone, BackboneConfig
+from voco.backbones.genesis_unet import GenesisUNetConfig
 from voco.backbones.resenc_unet import ResEncUNetConfig, repeated_names
 from voco.backbones.swin_unetr import SwinUNETRConfig
 from voco.backbones.unet import UNetConfig
@@ -35,6 +36,7 @@ def millions(module: nn.Module) -> float:
         (UNetConfig(), 14, 5.75),
         (UNETRConfig(), 14, 92.80),
         (ResEncUNetConfig(), 1, 102.35),
+        (GenesisUNetConfig(), 1, 19.07),
     ],
 )
 def test_standard_settings_have_the_known_number_of_parameters(

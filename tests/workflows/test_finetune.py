@@ -3,6 +3,7 @@ import json
 import os
 import signal
 
+import genesis
 import pytest
 import torch
 from blobs import NETWORK, TASK, blob_store, recipe
@@ -137,6 +138,23 @@ def test_a_published_file_is_started_from_and_accounted_for(store, tmp_path):
     assert accounting["tensors"][0] == accounting["tensors"][1] > 0
     assert [part["reason"] for part in accounting["left_out"]] == ["the encoder, listed once more"]
     assert about["leaks"]["certain"] is False  # it does not tell what it has learnt from
+
+
+def test_models_genesis_is_started_from_with_its_decoder_and_running_statistics(store, tmp_path):
+    tensors = genesis.tensors()
+    content = {"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}
+    torch.save(content, tmp_path / "Genesis_Chest_CT.pt")
+    network = {"name": "genesis_unet", "features": list(genesis.SMALL)}
+    config = recipe(**SHORT | {"steps": 1}, backbone=network)
+    run = finetune(config, [store], tmp_path / "Genesis_Chest_CT.pt", tmp_path / "run")
+    summary = json.loads((run / "weights.json").read_text())["summary"]
+    assert "56 of 56 tensors, 100 % of the encoder" in summary
+    assert "2 new: out_tr.final_conv.weight, out_tr.final_conv.bias" in summary
+    trained = read_tensors(run)
+    for name in ("down_tr64.ops.0.bn1.running_var", "up_tr64.ops.1.bn1.running_var"):
+        # One step of momentum 0.1 away from where the file has it.
+        assert not torch.equal(trained[name], tensors[name])
+        assert (trained[name] - 0.9 * tensors[name]).min() > 0
 
 
 def test_both_arms_start_with_the_same_new_parts(store):

@@ -53,8 +53,16 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(store, tmp_path):
     assert len(plain_log(tmp_path / "killed")) == STEPS
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(store, tmp_path, monkeypatch):
-    config = killed_recipe(STEPS)
+BATCH_NORM = {
+    "method": {"name": "modelsgenesis", "crop": [16, 16, 16], "shuffle_blocks": 10},
+    "backbone": {"name": "genesis_unet", "features": [2, 2, 2, 2]},
+}
+"""A network with running statistics, which must be taken up as well."""
+
+
+@pytest.mark.parametrize("changes", [{}, BATCH_NORM], ids=["as it is", "batch norm"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(store, tmp_path, monkeypatch, changes):
+    config = killed_recipe(STEPS, **changes)
     straight = pretrain(config, [store], tmp_path / "straight")
     stopped = tmp_path / "stopped"
     log_of = Log.__call__

@@ -4,6 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from voco.backbones.genesis_unet import GenesisUNetConfig
 from voco.backbones.resenc_unet import ResEncUNetConfig
 from voco.backbones.swin_unetr import SwinUNETRConfig
 from voco.backbones.unet import UNetConfig
@@ -11,6 +12,7 @@ from voco.backbones.unetr import UNETRConfig
 
 __all__ = [
     "BackboneSettings",
+    "GenesisUNetConfig",
     "ResEncUNetConfig",
     "SwinUNETRConfig",
     "UNETRConfig",
@@ -18,7 +20,7 @@ __all__ = [
     "available",
 ]
 
-_Kinds = SwinUNETRConfig | UNetConfig | UNETRConfig | ResEncUNetConfig
+_Kinds = SwinUNETRConfig | UNetConfig | UNETRConfig | ResEncUNetConfig | GenesisUNetConfig
 
 BackboneSettings = Annotated[_Kinds, Field(discriminator="name")]
 """Settings of any backbone."""

@@ -114,16 +114,16 @@ def _attention(
     share = (bias - top).exp() if any(kind.padding for kind in layout.kinds) else bias
     # Padding is zero, so that the bias of a layer is all that it makes of it.
     padded = rearrange(attention.qkv.bias, "(t h d) -> t h 1 d", t=3, h=heads)
-    sizes = [kind.count * len(kind.real) for kind in layout.kinds]
+    sizes = [kind.windows * len(kind.real) for kind in layout.kinds]
     outs = []
     for part, kind in zip(attention.qkv(rows).split(sizes), layout.kinds, strict=True):
-        tokens = rearrange(part, "(w n) (t h d) -> t w h n d", t=3, h=heads, w=kind.count)
+        tokens = rearrange(part, "(w n) (t h d) -> t w h n d", t=3, h=heads, w=kind.windows)
         queries, keys, values = tokens.unbind()
         seen = bias if kind.padding is None else _Picked.apply(bias, kind.real)
         if kind.mask is not None:
             seen = seen + kind.mask
         if kind.padding is not None:
-            _, key, value = padded.to(part.dtype).expand(kind.count, -1, -1, -1, -1).unbind(1)
+            _, key, value = padded.to(part.dtype).expand(kind.windows, -1, -1, -1, -1).unbind(1)
             keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
             seen = torch.cat([seen, _padding_bias(top, share, kind.real, kind.padding)], dim=2)
         out = window_attention(queries, keys, values, seen)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from voco.backbones.legacy_merging import LegacySwinUNETR
+from voco.backbones.resenc_unet import ResEncUNet
 from voco.data.store import write_atomically
 from voco.errors import WeightsError
 from voco.exporting.network import HandedOn
@@ -61,13 +62,20 @@ def check_is_monai(network: HandedOn) -> None:
     Raises:
         WeightsError: Naming the exports that fit.
     """
-    kind = type(network.backbone.network)
-    if not kind.__module__.startswith("monai.") and not merges_as_once(network):
+    if not is_monais(network):
+        nnunets = isinstance(network.backbone, ResEncUNet)
+        way = "--to nnunet gives them to nnU-Net, whose network it is; " if nnunets else ""
         raise WeightsError(
             f"MONAI has no network of the kind '{network.handover.backbone.name}', so there is no "
-            "class that could load these weights. --to nnunet gives them to nnU-Net, whose network "
-            "it is; --to onnx and --to huggingface take every network."
+            f"class that could load these weights. {way}--to onnx and --to huggingface take every "
+            "network."
         )
+
+
+def is_monais(network: HandedOn) -> bool:
+    """Whether MONAI has, or had, the network."""
+    kind = type(network.backbone.network)
+    return kind.__module__.startswith("monai.") or merges_as_once(network)
 
 
 def merges_as_once(network: HandedOn) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from voco.backbones.resenc_unet import ResEncUNet, repeated_names
 from voco.data.store import write_atomically
 from voco.errors import WeightsError
+from voco.exporting.monai import is_monais
 from voco.exporting.network import HandedOn
 from voco.shapes import Shape3
 
@@ -54,9 +55,10 @@ def check_is_nnunets(network: HandedOn) -> None:
         WeightsError: Naming the exports that fit.
     """
     if not isinstance(network.backbone, ResEncUNet):
+        fitting = "--to monai, --to onnx" if is_monais(network) else "--to onnx"
         raise WeightsError(
             f"nnU-Net has no network of the kind '{network.handover.backbone.name}'; of voco's it "
-            "has 'resenc_unet' alone. --to monai, --to onnx and --to huggingface fit these weights."
+            f"has 'resenc_unet' alone. {fitting} and --to huggingface fit these weights."
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from voco.backbones.genesis_unet import GenesisUNet
 from voco.backbones.resenc_unet import ResEncUNet
 from voco.backbones.unet import UNet
 from voco.errors import WeightsError
@@ -104,7 +105,7 @@ def write_onnx(
 
 def takes_any_size(network: HandedOn) -> bool:
     """Whether the graph holds for all sizes that the network's strides divide."""
-    convolutions = isinstance(network.backbone, UNet | ResEncUNet)
+    convolutions = isinstance(network.backbone, UNet | ResEncUNet | GenesisUNet)
     return convolutions and not isinstance(network.task, Classification)
 
 

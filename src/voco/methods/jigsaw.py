@@ -33,11 +33,11 @@ from torch import Tensor
 
 from voco.augment.spatial import resize
 from voco.backbone import Backbone
+from voco.embedding import pooled
 from voco.geometry import boxes_at, crop, grid_boxes
 from voco.method import Method, MethodConfig, Panel, boxes_panel, grey, middle_slices
 from voco.nn.classifier import Classifier, answer_health, classification_loss
 from voco.nn.freeze import freeze_unreached
-from voco.nn.pooling import pooled
 from voco.shapes import Crops, Shape3, Volumes
 from voco.task import Outcome, Step
 
@@ -76,7 +76,7 @@ class JigsawConfig(MethodConfig):
     """Of the head's hidden features (reference)."""
     crops_at_once: PositiveInt | None = None
     """Patches that pass through the backbone together; ``None`` is all on a GPU, and on a CPU
-    as many as have half a million voxels together. Fewer need less memory at once; results do not
+    as many as have 800,000 voxels together. Fewer need less memory at once; results do not
     depend on it."""
 
     @model_validator(mode="after")
@@ -95,7 +95,7 @@ class JigsawConfig(MethodConfig):
         """Jigsaw around a backbone.
 
         Raises:
-            ConfigError: If the backbone does not take patches of this size.
+            ConfigError: If the backbone does not take patches of this size, or not in pieces.
         """
         return Jigsaw(self, backbone)
 
@@ -115,7 +115,7 @@ class Jigsaw(Method):
         backbone: The network to train; its decoder and output layer are frozen.
 
     Raises:
-        ConfigError: If the backbone does not take patches of this size.
+        ConfigError: If the backbone does not take patches of this size, or not in pieces.
     """
 
     orders: Int64[Tensor, "orders pieces"]
@@ -128,9 +128,10 @@ class Jigsaw(Method):
         self.window = (x, y, z)
         size: Shape3 = config.size or config.patch
         backbone.check_size(size)
+        backbone.check_pieces(config.crops_at_once)
         self.levels = (len(backbone.channels) - 1,)
         patch = torch.zeros(1, backbone.config.in_channels, *size, device="meta")
-        freeze_unreached(backbone, lambda probe: pooled(probe.encode, [patch], self.levels))
+        freeze_unreached(backbone, lambda probe: pooled(probe, [patch], self.levels))
         features = backbone.channels[-1] * len(self.cells)
         self.head = Classifier((features, *config.hidden, config.orders), dropout=config.dropout)
         choose = spread_orders if config.orders_from == "spread" else random_orders
@@ -156,7 +157,7 @@ class Jigsaw(Method):
         """Losses and health figures of a batch."""
         patches, labels = self.views(batch, step)
         rows = pooled(
-            self.backbone.encode,
+            self.backbone,
             [patches.flatten(0, 1)],
             self.levels,
             at_once=self.config.crops_at_once,

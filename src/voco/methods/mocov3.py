@@ -77,7 +77,7 @@ class MoCoV3Config(MethodConfig):
     stability). Networks without such a layer have nothing to freeze."""
     crops_at_once: PositiveInt | None = None
     """Crops that pass through the backbone together; ``None`` is all on a GPU, and on a CPU as many
-    as have half a million voxels together. Fewer need less memory at once; results do not depend
+    as have 800,000 voxels together. Fewer need less memory at once; results do not depend
     on it."""
 
     @model_validator(mode="after")

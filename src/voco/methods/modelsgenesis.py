@@ -23,7 +23,7 @@ What differs here:
   would lose all that lies outside of it.
 - The reference leaves out cubes with much air; ``windows.foreground`` keeps windows on the body.
 - Training is by the optimizer of the recipe, AdamW. The reference has SGD with a learning rate of
-  1, which suits its network alone: batch norm throughout and a sigmoid at the end.
+  1, which suits its network alone (``genesis_unet``): batch norm throughout, a sigmoid at the end.
 """
 
 from typing import ClassVar, Literal, NamedTuple

@@ -38,7 +38,8 @@ What differs besides:
 - Damages of the two crops are drawn each on their own; in the code both are painted, or none.
 - Blur has one width along all axes; crops are resampled linearly, without smoothing before.
 - The queue starts at random, as in the code, but its rows count at unit length.
-- No shuffled batch norm: the backbones here have no batch norm.
+- No shuffled batch norm: most backbones here have none, and that of `genesis_unet` is over the
+  batch of all processes.
 - The reference leaves out crops with much air; ``windows.foreground`` keeps windows on the body.
 - Training is by the optimizer of the recipe, AdamW; the reference has SGD.
 

@@ -29,10 +29,10 @@ from torch import Tensor
 
 from voco.augment.intensity import draw_shifts, shift
 from voco.backbone import Backbone
+from voco.embedding import pooled
 from voco.method import Method, MethodConfig, Panel, grey, middle_slices
 from voco.nn.classifier import Classifier, answer_health, classification_loss
 from voco.nn.freeze import freeze_unreached
-from voco.nn.pooling import pooled
 from voco.shapes import Crops, Volumes
 from voco.task import Outcome, Step
 
@@ -61,14 +61,14 @@ class ROTConfig(MethodConfig):
     """Of the head's hidden features (reference)."""
     crops_at_once: PositiveInt | None = None
     """Volumes that pass through the backbone together; ``None`` is all on a GPU, and on a CPU
-    as many as have half a million voxels together. Fewer need less memory at once; results do not
+    as many as have 800,000 voxels together. Fewer need less memory at once; results do not
     depend on it."""
 
     def build(self, backbone: Backbone) -> "ROT":
         """ROT around a backbone.
 
         Raises:
-            ConfigError: If the backbone does not take cubes of this size.
+            ConfigError: If the backbone does not take cubes of this size, or not in pieces.
         """
         return ROT(self, backbone)
 
@@ -88,7 +88,7 @@ class ROT(Method):
         backbone: The network to train; its decoder and output layer are frozen.
 
     Raises:
-        ConfigError: If the backbone does not take cubes of this size.
+        ConfigError: If the backbone does not take cubes of this size, or not in pieces.
     """
 
     def __init__(self, config: ROTConfig, backbone: Backbone) -> None:
@@ -96,9 +96,10 @@ class ROT(Method):
         self.config, self.backbone = config, backbone
         self.window = (config.side, config.side, config.side)
         backbone.check_size(self.window)
+        backbone.check_pieces(config.crops_at_once)
         self.levels = (len(backbone.channels) - 1,)
         cube = torch.zeros(1, backbone.config.in_channels, *self.window, device="meta")
-        freeze_unreached(backbone, lambda probe: pooled(probe.encode, [cube], self.levels))
+        freeze_unreached(backbone, lambda probe: pooled(probe, [cube], self.levels))
         widths = (backbone.channels[-1], *config.hidden, config.rotations)
         self.head = Classifier(widths, dropout=config.dropout)
         self.rotations = rotations(config.rotations)
@@ -125,7 +126,7 @@ class ROT(Method):
         """Losses and health figures of a batch."""
         cubes, labels = self.views(batch, step)
         rows = pooled(
-            self.backbone.encode,
+            self.backbone,
             [cubes.flatten(0, 1)],
             self.levels,
             at_once=self.config.crops_at_once,

@@ -69,7 +69,7 @@ class SimCLRConfig(MethodConfig):
     they may show the same place (nnssl)."""
     crops_at_once: PositiveInt | None = None
     """Crops that pass through the backbone together; ``None`` is all on a GPU, and on a CPU as many
-    as have half a million voxels together. Fewer need less memory at once; results do not depend
+    as have 800,000 voxels together. Fewer need less memory at once; results do not depend
     on it."""
 
     @model_validator(mode="after")

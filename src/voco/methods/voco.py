@@ -144,7 +144,7 @@ class VoCoConfig(MethodConfig):
     """Added inside the logarithms (v0, v1, v2; the printed formula has none)."""
     crops_at_once: PositiveInt | None = None
     """Crops that pass through the backbone together; ``None`` is all on a GPU, and on a CPU as many
-    as have half a million voxels together. Fewer need less memory at once; results do not depend
+    as have 800,000 voxels together. Fewer need less memory at once; results do not depend
     on it."""
     handed_over: Literal["student", "teacher"] = "student"
     """Whose backbone goes on, where there is a teacher network (v1). Which of the two the public

@@ -139,12 +139,11 @@ class _NormAct(torch.autograd.Function):
         out, scale, residual, gain = ctx.saved_tensors
         inner = torch.ops.aten.leaky_relu_backward(gradients[0], out, ctx.slope, True)  # noqa: FBT003
         normed = F.leaky_relu(out, 1 / ctx.slope)
-        at_residual, at_gain = inner, None
-        if residual is None:
-            at_residual = None
-        else:
+        at_residual, at_gain = None, None
+        if residual is not None:
+            at_residual = inner
             _add(normed, residual, gain, sign=-1)
-        if gain is not None:
+        if residual is not None and gain is not None:
             channels = inner.flatten(2)
             at_gain = (channels @ residual.flatten(2).mT)[:, :, 0]
             needed = ctx.needs_input_grad[1]

@@ -1,6 +1,6 @@
 """From pyramids of features to one vector per crop, or per voxel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,36 +12,6 @@ from voco.shapes import Level, Shape3, Volumes
 _VOXELS_AT_ONCE = 3 * 64**3
 """Least voxels that go through a network together on a CPU: three crops of 64 cubed. More are no
 faster and take more memory (``docs/performance.md``)."""
-
-
-def pooled(
-    encode: Callable[[Volumes], list[Level]],
-    crops: Sequence[Float[Tensor, "_ c _ _ _"]],
-    levels: Sequence[int],
-    *,
-    at_once: int | None = None,
-) -> Float[Tensor, "n e"]:
-    """Features of crops, averaged over space and joined over levels; at least float32.
-
-    Args:
-        encode: Gives the pyramid of a batch of crops.
-        crops: Batches of crops; those of one size go through together.
-        levels: Which levels of the pyramid are joined.
-        at_once: Crops that go through together at most; ``None`` is all, or on a CPU as many as
-            have 800,000 voxels. No backbone mixes the crops of a batch, so that results do
-            not depend on it.
-
-    Returns:
-        One row per crop, in the order they came.
-    """
-    alike = len({batch.shape[1:] for batch in crops}) == 1
-    batches = [torch.cat(list(crops))] if alike else crops
-    pieces = [
-        piece
-        for batch in batches
-        for piece in (batch.split(at_once) if at_once else split_for_caches(batch))
-    ]
-    return torch.cat([level_means(encode(piece), levels) for piece in pieces])
 
 
 def split_for_caches(crops: Volumes) -> Sequence[Float[Tensor, "_ c _ _ _"]]:

@@ -38,13 +38,13 @@ class Kind(NamedTuple):
     """Windows that are padded and masked alike.
 
     Attributes:
-        count: How many there are in the batch.
+        windows: How many there are in the batch.
         real: Places of a window that hold tokens of the volume.
         mask: What is added to the logits of a real place (row) for each of them, or ``None``.
         padding: What they see of the other places, or ``None`` if there are no others.
     """
 
-    count: int
+    windows: int
     real: Int64[Tensor, "r"]
     mask: Float[Tensor, "r r"] | None
     padding: Padding | None
@@ -136,7 +136,7 @@ def _joined(numbers: list[np.ndarray], sides: Shape3) -> np.ndarray:
     return joined.reshape(len(x) * len(y) * len(z), -1)
 
 
-def _kind(axes: tuple[_Along, ...], window: Shape3, count: int, device: torch.device) -> Kind:
+def _kind(axes: tuple[_Along, ...], window: Shape3, windows: int, device: torch.device) -> Kind:
     real = _joined([axis.real[None] for axis in axes], window)[0]
     regions = _joined([axis.regions[None] for axis in axes], (3, 3, 3))[0]
     together = regions[real][:, None] == regions
@@ -152,4 +152,4 @@ def _kind(axes: tuple[_Along, ...], window: Shape3, count: int, device: torch.de
             torch.from_numpy(seen).to(device, torch.float32),
             torch.from_numpy(APART * none).to(device, torch.float32),
         )
-    return Kind(count, torch.from_numpy(real).to(device), mask, padding)
+    return Kind(windows, torch.from_numpy(real).to(device), mask, padding)

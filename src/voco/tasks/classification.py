@@ -14,10 +14,10 @@ from voco.backbone import Backbone
 from voco.config import Config
 from voco.data.patches import Targets
 from voco.draws import Draws
+from voco.embedding import pooled
 from voco.errors import ConfigError
 from voco.method import Panel, middle_slices
 from voco.nn.freeze import freeze_unreached
-from voco.nn.pooling import pooled
 from voco.shapes import Shape3, Volumes
 from voco.task import Outcome, Step, Task
 
@@ -103,7 +103,7 @@ class Classification(Task[Targets]):
 
     def scores(self, volumes: Volumes) -> Float[Tensor, "b k"]:
         """One number per class, before softmax."""
-        features = pooled(self.backbone.encode, [volumes], self.backbone.embedding_levels)
+        features = pooled(self.backbone, [volumes], self.backbone.embedding_levels)
         return self.classifier(F.dropout(features, self.config.dropout, self.training))
 
     def _weights(self, logits: Tensor) -> Tensor | None:

@@ -76,6 +76,10 @@ _SWIN_PARTS = r"(swinViT|encoder(?:1|2|3|4|10)|decoder[1-5]|out)\."
 _SSL_HEADS = (r"(rotation|contrastive)_\w+\.|conv\.|norm1\.", "heads of the pre-training")
 _PROJECTION = (r"(student\.|teacher\.)?(layer\d|proj_head)\.", "projection head")
 _MASK = (r"(encoder\.)?mask_token$", "token that stands for what is masked")
+_ORGAN_HEADS = (
+    r"(controller|organ_embedding|precls_conv|GAP|text_to_vision)",
+    "heads that make a layer for each organ",
+)
 _DECODER = (r"decoder|encoder_to_decoder|mask_token", "decoder of the pre-training")
 
 FAMILIES = (
@@ -132,13 +136,7 @@ FAMILIES = (
         "https://github.com/MrGiovanni/SuPreM",
         "swin_unetr",
         needs=(r"backbone\.swinViT\.", r"(controller|organ_embedding|precls_conv|GAP)"),
-        leave=(
-            (
-                r"(controller|organ_embedding|precls_conv|GAP|text_to_vision)",
-                "heads that make a layer for each organ",
-            ),
-            (r"backbone\.out\.", "output layer that those heads replace"),
-        ),
+        leave=(_ORGAN_HEADS, (r"backbone\.out\.", "output layer that those heads replace")),
         take=((r"backbone\.", ""),),
         merging="legacy",
     ),
@@ -146,8 +144,10 @@ FAMILIES = (
         "suprem-unet",
         "SuPreM, the CLIP-driven Universal Model or DoDNet, with the U-Net of Models Genesis",
         "https://github.com/MrGiovanni/SuPreM",
-        None,
+        "genesis_unet",
         needs=(r"backbone\.down_tr64\.",),
+        leave=(_ORGAN_HEADS, (r"backbone\.out_tr\.", "output layer that those heads replace")),
+        take=((r"backbone\.", ""),),
     ),
     Family(
         "swin-ssl",
@@ -242,10 +242,11 @@ FAMILIES = (
     ),
     Family(
         "models-genesis",
-        "Models Genesis: its own U-Net",
+        "U-Net of Models Genesis, as published or as SuPreM's programs write it",
         "https://github.com/MrGiovanni/ModelsGenesis",
-        None,
+        "genesis_unet",
         needs=(r"down_tr64\.ops\.0\.conv1\.", r"down_tr512\."),
+        take=((r"(down_tr(?:64|128|256|512)|up_tr(?:64|128|256)|out_tr)\.", r"\1."),),
     ),
     Family(
         "resenc",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from voco.backbone import Backbone, TokenBackbone
+from voco.backbones.genesis_unet import PUBLISHED_FEATURES
 from voco.nn.cubes import cube_grid
 from voco.nn.positions import resampled_code
 from voco.shapes import Shape3
@@ -32,6 +33,7 @@ def settings_in(tensors: Mapping[str, Tensor], backbone: str) -> dict[str, Any]:
         "unetr": _unetr,
         "unet": _unet,
         "resenc_unet": _resenc_unet,
+        "genesis_unet": _genesis_unet,
     }[backbone]
     return dict(told(shapes))
 
@@ -93,6 +95,15 @@ def _resenc_unet(shapes: Shapes) -> Told:
         yield "blocks", tuple(blocks)
 
 
+def _genesis_unet(shapes: Shapes) -> Told:
+    if first := shapes.get("down_tr64.ops.0.conv1.weight"):
+        yield "in_channels", first[1]
+    names = [f"down_tr{level}.ops.1.conv1.weight" for level in PUBLISHED_FEATURES]
+    found = [shapes[name][0] for name in names if name in shapes]
+    if len(found) == len(names):
+        yield "features", tuple(found)
+
+
 def _count(shapes: Shapes, pattern: str) -> int:
     """How many numbers a pattern finds."""
     return len({match.group(1) for name in shapes if (match := re.match(pattern, name))})
@@ -113,6 +124,7 @@ def outputs_in(tensors: Mapping[str, Tensor], backbone: str) -> int | None:
         "unetr": "out.conv.conv.weight",
         "unet": "final_conv.weight",
         "resenc_unet": "decoder.seg_layers.0.weight",
+        "genesis_unet": "out_tr.final_conv.weight",
     }[backbone]
     return tensors[name].shape[0] if name in tensors else None
 

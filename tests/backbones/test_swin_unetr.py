@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -68,6 +71,24 @@ def test_attention_without_padding_is_that_with_it(sides, window, shifted, volum
         (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
         found.append((out, leaf.grad, table.grad.clone(), block.attn.qkv.bias.grad.clone()))
     torch.testing.assert_close(*found)
+
+
+COMPILED = """
+import torch
+from monai.networks.nets import swin_unetr
+from voco.backbones.swin_blocks import attended
+
+block = swin_unetr.SwinTransformerBlock(6, 2, (3, 3, 3), (1, 1, 1), qkv_bias=True)
+found = torch._dynamo.explain(lambda tokens: attended(block, tokens))(torch.rand(1, 7, 7, 7, 6))
+print(found.graph_count, found.graph_break_count)
+"""
+"""A program of its own: the checks of shapes that tests switch on cannot be compiled."""
+
+
+def test_attention_compiles_to_one_graph():
+    command = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stdout == "1 0\n", done.stderr
 
 
 def test_dropout_of_attention_takes_the_librarys_own_way():

@@ -41,7 +41,8 @@ def window_attention(
         values: Of the same.
         bias: Added to the products, in every window alike; gets a gradient.
     """
-    if queries.is_cuda or queries.dtype not in (torch.float32, torch.float64):
+    plain = queries.is_cuda or queries.dtype not in (torch.float32, torch.float64)
+    if plain or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias.to(queries.dtype)[None]
         )

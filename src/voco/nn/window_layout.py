@@ -79,6 +79,7 @@ class _Along(NamedTuple):
 
 
 @lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def window_layout(
     sides: Shape3, window: Shape3, shift: Shape3, volumes: int, device: torch.device
 ) -> Layout:

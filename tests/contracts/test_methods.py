@@ -476,10 +476,6 @@ def test_two_processes_compute_what_one_would_of_the_whole_batch(name, index, tw
         torch.testing.assert_close(mean, value, atol=1e-8, rtol=1e-5)
 
 
-WAITS = {"s3d": "searches for the blocks that are seen, once per step"}
-"""Methods whose steps wait for the device, and for what."""
-
-
 class OnCpu(torch.Generator):
     """The meta device has no generators."""
 
@@ -512,5 +508,4 @@ def waits(name: str, index: int) -> bool:
 def test_no_step_waits_for_the_device(name, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch, "Generator", OnCpu)
-    found = [waits(name, index) for index in range(len(SMALL[name]))]
-    assert any(found) == (name in WAITS)
+    assert not any(waits(name, index) for index in range(len(SMALL[name])))

@@ -169,16 +169,16 @@ class S3D(Method):
         self.head = nn.Conv3d(backbone.decoded_channels, channels, 1)
 
     def views(self, volumes: Volumes, step: Step) -> Views:
-        """Mirror volumes and choose which blocks are seen; where the volumes are."""
+        """Mirror volumes, where they are, and choose which blocks are seen, on the CPU."""
         config, draws, count = self.config, step.draws, len(volumes)
         flips = draw_flips(draws.child(1), count, 1, config.flip_probability)
         seen = draw_seen(draws.child(2), count, config.grid, config.ratios)
-        return Views(flip(volumes, flips.flatten(0, 1)), seen.to(volumes.device))
+        return Views(flip(volumes, flips.flatten(0, 1)), seen)
 
     def forward(self, batch: Volumes, step: Step) -> Outcome:
         """The loss of a batch, and what a guess would cost."""
         volumes, blocks = self.views(batch, step)
-        seen = Seen(blocks)
+        seen = Seen(blocks, volumes.device)
         found = self._painted(volumes, seen)
         hidden = ~seen.voxels(self.window)
         loss = reconstruction_loss(found, volumes, hidden)
@@ -196,7 +196,7 @@ class S3D(Method):
         """What is seen of volumes, all of them with what is painted, and as they were."""
         with torch.no_grad():
             views = self.views(volumes[:_SHOWN], step)
-            seen = Seen(views.seen)
+            seen = Seen(views.seen, volumes.device)
             found = self._painted(views.volumes, seen).to(views.volumes)
         pictures = {
             "seen": seen.only(views.volumes),

@@ -44,22 +44,25 @@ class Seen:
     all is seen.
 
     Args:
-        blocks: Of a grid of equal blocks, those that are seen.
+        blocks: Of a grid of equal blocks, those that are seen. Best on the CPU: they are searched,
+            and a GPU would wait for that.
+        device: Where the volumes are; where the blocks are if not given.
 
     Raises:
         ValueError: If volumes differ in how many are seen, or none is.
     """
 
-    def __init__(self, blocks: Bool[Tensor, "b i j k"]) -> None:
+    def __init__(self, blocks: Bool[Tensor, "b i j k"], device: torch.device | None = None) -> None:
         counts = blocks.flatten(1).sum(dim=1).unique()
         if len(counts) != 1 or not counts[0]:
             raise ValueError(
                 f"every volume must have the same number of seen blocks, and at least one; got "
                 f"{counts.tolist()}"
             )
-        self.blocks = blocks
-        # Found once: on a GPU, each search would wait for all that was asked for before.
-        self._places = blocks.nonzero(as_tuple=True)
+        to = blocks.device if device is None else device
+        self.blocks = blocks.to(to, non_blocking=True)
+        places = blocks.nonzero(as_tuple=True)
+        self._places = tuple(axis.to(to, non_blocking=True) for axis in places)
 
     def voxels(self, size: Shape3) -> Bool[Tensor, "b 1 x y z"]:
         """Which voxels of a map are seen.

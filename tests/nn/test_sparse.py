@@ -319,3 +319,20 @@ def test_other_layers_do_not_fit_wherever_they_are(layer):
     assert type(layer).__name__ in unfit(layers_of(net, ("encoder.",)))
     alone = nn.ModuleDict({"encoder": nn.Conv3d(2, 2, 3), "decoder": layer})
     assert not unfit(layers_of(alone, ("encoder.",)))
+
+
+def test_a_volume_alone_has_the_gradients_that_it_has_in_a_batch():
+    # Blocks of one voxel: what comes back to the norm then has its channels last in memory.
+    norm = torch.nn.InstanceNorm3d(3, affine=True).double()
+    volumes = torch.randn(2, 3, 2, 2, 2, dtype=torch.float64)
+    blocks = torch.tensor([1, 0, 1, 1, 0, 1, 1, 0]).bool().view(1, 2, 2, 2).repeat(2, 1, 1, 1)
+    weights = torch.randn(volumes.shape, dtype=torch.float64)
+
+    def gradients(rows):
+        with sparse([norm], Seen(blocks[rows])):
+            out = norm(volumes[rows])
+        return torch.autograd.grad((out * weights[rows]).sum(), list(norm.parameters()))
+
+    alone = [gradients([row]) for row in range(2)]
+    for both, first, second in zip(gradients([0, 1]), *alone, strict=True):
+        torch.testing.assert_close(first + second, both)

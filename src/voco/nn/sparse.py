@@ -101,6 +101,10 @@ class Seen:
             packed: Features of seen voxels.
             like: What was packed: says size and type.
         """
+        if packed.requires_grad:
+            # Of one volume, torch's instance norm (2.13, on a CPU) gives wrong gradients if the one
+            # it gets has its channels last in memory, as what comes from blocks may have.
+            packed.register_hook(torch.Tensor.contiguous)
         values = packed.to(like.dtype)
         edges = self._edges(size_of(like))
         if edges is None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import official
@@ -405,3 +406,12 @@ def test_a_json_list_that_names_other_cases_is_refused(tmp_path):
     listed.write_text(listed.read_text().replace("BraTS2021_00001", "BraTS2021_00777"))
     with pytest.raises(DataError, match="1 cases that are not there, such as BraTS2021_00777"):
         held_out(found, f"0={listed}")
+
+
+def test_a_json_list_cannot_name_cases_whose_images_share_their_names(tmp_path):
+    found = scans(tmp_path)
+    alike = [replace(each, images=(Path(each.id, "0.nii.gz"),)) for each in found.sources]
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps({"training": ["p1-s10/0.nii.gz"]}))
+    with pytest.raises(DataError, match=r"both have an image 0\.nii\.gz. Use a CSV"):
+        split(replace(found, sources=alike), str(listed))

@@ -120,9 +120,21 @@ def _read_list(file: Path, said: str | None, laid: Laid) -> dict[str, str]:
         file: The list.
         said: A fold, as digits, or a split, or nothing.
         laid: The cases of the data set.
+
+    Raises:
+        DataError: If cases share names of images, so that the list cannot tell them apart, an entry
+            names no image, or its split cannot be told.
     """
     head = read_json(file)
-    cases = {path.name: source.id for source in laid.sources for path in source.images}
+    cases: dict[str, str] = {}
+    for source in laid.sources:
+        for image in source.images:
+            if cases.setdefault(image.name, source.id) != source.id:
+                raise DataError(
+                    f"{file}: cannot say which case is meant, since '{cases[image.name]}' and "
+                    f"'{source.id}' both have an image {image.name}. Use a CSV with the columns "
+                    "case and split."
+                )
     found: dict[str, str] = {}
     for key in ("training", "validation", "test"):
         for number, entry in enumerate(head.get(key) or []):

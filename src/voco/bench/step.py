@@ -41,8 +41,9 @@ LOSS_TOLERANCE = 1e-5
 
 EXACT_TOLERANCE = 1e-6
 """Largest difference of losses and of gradients (length of the difference, relative to the
-gradient) in float64. In float32 gradients are not held to a bound, since either path's is further
-from its own in float64 than the two are apart: see ``docs/performance.md``."""
+gradient) in float64. In float32 gradients are not held to a bound, since where float64 fits the
+machine, either path's is further from its own in float64 than what is left between the two there:
+see ``docs/performance.md``."""
 
 
 class PathsDifferError(VocoError):

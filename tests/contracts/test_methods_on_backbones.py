@@ -201,19 +201,22 @@ def test_a_method_trains_what_it_hands_over_and_resumes_to_the_same_bits(method,
             gradients(trained, 2)
 
 
-SHARED_ON_SWIN = {"positionlabel", "simmim"}
-"""A transformer of 64 cubed in float64 takes a CPU many seconds. What processes share is done by
-the methods, which all run on the other networks."""
+SHARED = {
+    "resenc_unet": set(SETTINGS),
+    "genesis_unet": set(SETTINGS),
+    "unet": {"positionlabel", "s3d"},
+    "unetr": {"positionlabel", "mae3d", "glmae", "simmim"},
+    "swin_unetr": {"positionlabel", "simmim"},
+}
+"""What two processes share: all methods on a network that normalises every volume by itself and on
+one that mixes them, and on the larger networks those that need their like. In float64 each of these
+takes a CPU many seconds."""
 
 
 def share_of(rank: int, world: int, network: str) -> dict[str, dict[str, torch.Tensor]]:
-    """Losses, buffers and gradients of every method, on this process's share of the volumes."""
-    fitting = [
-        method
-        for method, other in PAIRS
-        if other == network and (network != "swin_unetr" or method in SHARED_ON_SWIN)
-    ]
-    return {method: _share(method, network, rank, world) for method in fitting}
+    """Losses, buffers and gradients of methods, on this process's share of the volumes."""
+    chosen = [method for method, other in PAIRS if other == network and method in SHARED[network]]
+    return {method: _share(method, network, rank, world) for method in chosen}
 
 
 def _share(method: str, network: str, rank: int, world: int) -> dict[str, torch.Tensor]:

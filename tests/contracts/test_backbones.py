@@ -17,6 +17,7 @@ from tiny import TinyMaskedConfig
 from voco.backbone import Backbone, BackboneConfig, MaskedBackbone
 from voco.backbones import BackboneSettings, available
 from voco.errors import ConfigError
+from voco.nn.channels_last import channels_last
 
 SMALL: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "swin_unetr": ({"feature_size": 12, "depths": (1, 1, 1, 1)}, (64, 32, 32)),
@@ -88,7 +89,7 @@ def test_tokens_are_a_part_of_the_encoder(name: str):
     assert set(backbone.prefixes("tokens")) <= set(backbone.prefixes("encoder"))
 
 
-ANOTHER_ORDER = {"swin_unetr"}
+ANOTHER_ORDER = {"swin_unetr", "unetr", "unet", "resenc_unet"}
 """Backbones that add up the library's numbers in another order, for speed."""
 
 
@@ -124,6 +125,16 @@ def test_the_pyramid_has_the_channels_and_strides_it_declares(name: str):
     ]
     assert decoded.shape[1:] == (backbone.decoded_channels, *volumes.shape[2:])
     assert set(backbone.embedding_levels) <= set(range(len(pyramid)))
+
+
+@pytest.mark.parametrize("name", ["unet", "resenc_unet", "unetr", "swin_unetr"])
+def test_on_a_processor_no_layer_of_a_network_changes_the_layout(name: str):
+    backbone = built(name)
+    volumes = volumes_for(name).expand(2, -1, -1, -1, -1)
+    with torch.no_grad():
+        pyramid = backbone.encode(volumes)
+        stages = backbone.decode_stages(pyramid)
+    assert all(channels_last(level) for level in [pyramid[0], *stages])
 
 
 @every

@@ -21,9 +21,14 @@ def gradients(run, *inputs):
     return out.detach(), torch.autograd.grad(out, leaves, weights)
 
 
+LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("residual", [True, False])
-def test_values_and_gradients_are_those_of_the_layers_it_stands_for(residual):
+def test_values_and_gradients_are_those_of_the_layers_it_stands_for(residual, layout):
     inputs = [numbers(2, 3, 4, 3, 2) * 5 + 1, numbers(2, 3, 4, 3, 2).flip(0)][: 1 + residual]
+    inputs = [part.to(memory_format=layout) for part in inputs]
     ours = gradients(lambda x, r=None: norm_and_leaky_relu(x, 1e-5, 0.01, r), *inputs)
     expected = gradients(lambda x, r=None: plain(x, r), *inputs)
     torch.testing.assert_close(ours, expected)
@@ -66,7 +71,44 @@ def test_the_input_of_the_norm_is_not_kept():
     assert convolved.data_ptr() not in kept
 
 
-def test_below_float32_the_layers_themselves_are_called():
-    features, residual = (numbers(1, 2, 4, 4, 4, dtype=torch.bfloat16) for _ in range(2))
-    out = norm_and_leaky_relu(features, 1e-5, 0.01, residual)
-    assert torch.equal(out, plain(features, residual))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_layout_that_comes_in_goes_out_and_back(layout):
+    features = numbers(2, 3, 4, 3, 2).to(memory_format=layout)
+    out, (gradient,) = gradients(lambda x: norm_and_leaky_relu(x, 1e-5, 0.01), features)
+    assert out.is_contiguous(memory_format=layout)
+    assert gradient.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_statistics_of_many_voxels_in_float32_keep_their_digits(layout, mean):
+    features = (numbers(1, 4, 64, 64, 64) + mean).float().to(memory_format=layout)
+    expected = F.instance_norm(features.double(), eps=1e-5)
+    # A float32 near 100 has 1e-5 as its last digit.
+    torch.testing.assert_close(
+        instance_norm(features, 1e-5).double(), expected, rtol=0, atol=2e-6 + mean * 1e-6
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1, 2), (2, 3, 3, 5, 7), (1, 1, 4, 4, 4)])
+def test_odd_sizes_are_normalised_in_either_layout(layout, shape):
+    features = numbers(*shape).to(memory_format=layout)
+    ours = gradients(lambda x: instance_norm(x, 1e-5), features)
+    torch.testing.assert_close(ours, gradients(lambda x: F.instance_norm(x, eps=1e-5), features))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_bf16_it_is_as_close_to_exact_as_the_layers_are(layout):
+    inputs = [numbers(2, 8, 24, 24, 24) * 5 + 1, numbers(2, 8, 24, 24, 24).flip(0)]
+    halved = [part.to(torch.bfloat16, memory_format=layout) for part in inputs]
+    exact = [part.double() for part in halved]
+
+    def distance(run):
+        out, found = gradients(run, *halved)
+        expected_out, expected = gradients(plain, *exact)
+        pairs = zip((out, *found), (expected_out, *expected), strict=True)
+        return torch.stack([(a.double() - b).norm() / b.norm() for a, b in pairs])
+
+    ours = distance(lambda x, r: norm_and_leaky_relu(x, 1e-5, 0.01, r))
+    assert (ours <= 1.2 * distance(plain)).all()

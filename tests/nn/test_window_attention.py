@@ -1,4 +1,5 @@
 import torch
+import torch.nn.functional as F
 
 from voco.nn.window_attention import window_attention
 
@@ -41,3 +42,26 @@ def test_attention_weights_are_not_kept():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), id):
         window_attention(queries, keys, values, bias)
     assert max(kept) == bias.numel()
+
+
+def test_in_bf16_values_and_gradients_are_closer_than_those_of_torchs_own():
+    inputs = [part.to(torch.bfloat16) for part in parts(tokens=40, width=16)[:3]]
+    inputs = [part.detach().requires_grad_() for part in inputs]
+    bias = parts(tokens=40)[3].detach().float().requires_grad_()
+    exact = [part.detach().double().requires_grad_() for part in (*inputs, bias)]
+    weights = torch.linspace(-1, 2, inputs[0].numel()).view_as(inputs[0])
+
+    def found(run, leaves):
+        out = run(*leaves)
+        return (out, *torch.autograd.grad(out, leaves, weights.to(out.dtype)))
+
+    def distance(run):
+        pairs = zip(found(run, [*inputs, bias]), found(plain, exact), strict=True)
+        return torch.stack([(a.double() - b).norm() / b.norm() for a, b in pairs])
+
+    def torchs(queries, keys, values, bias):
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=bias.to(queries.dtype)[None]
+        )
+
+    assert (distance(window_attention) <= distance(torchs)).all()

@@ -15,6 +15,8 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from voco.backbone import Backbone, BackboneConfig
+from voco.nn.channels_last import laid_out
+from voco.nn.instance_norm import InstanceNorm3d
 from voco.shapes import Level, Volumes
 
 
@@ -80,7 +82,7 @@ class ResEncUNet(Backbone):
 
     def encode(self, volumes: Volumes) -> list[Level]:
         """Features of every stage."""
-        return self.network.encoder(volumes)
+        return self.network.encoder(laid_out(volumes))
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
@@ -231,7 +233,7 @@ class _Conv(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv3d(narrow, wide, kernel, stride, padding=kernel // 2, bias=bias)
-        self.norm = nn.InstanceNorm3d(wide, eps=1e-5, affine=True)
+        self.norm = InstanceNorm3d(wide, eps=1e-5, affine=True)
         self.nonlin = _leaky() if activated else nn.Identity()
 
     def forward(self, features: Level) -> Level:

@@ -2,8 +2,9 @@
 
 Parameters, their names and their values stay MONAI's; only the way through them is ours: attention
 by windows (:mod:`voco.nn.window_attention`) whose padding is never made
-(:mod:`voco.nn.window_layout`), and norms that keep their outputs alone
-(:mod:`voco.nn.instance_norm`). ``network(volumes)``, which is MONAI's own way, gives the same.
+(:mod:`voco.nn.window_layout`), in the layout that the blocks of convolutions have
+(:mod:`voco.backbones.residual_blocks`). ``network(volumes)``, which is MONAI's own way, gives the
+same.
 """
 
 from typing import Any
@@ -12,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from voco.nn.instance_norm import instance_norm, norm_and_leaky_relu, scaled_norm
+from voco.backbones.residual_blocks import basic_block
+from voco.nn.channels_last import laid_out
 from voco.nn.window_attention import window_attention
 from voco.nn.window_layout import Layout, Padding, window_layout
 from voco.shapes import Level
@@ -33,38 +35,11 @@ def stages(vit: Any, features: Level) -> list[Level]:  # noqa: ANN401 (MONAI's S
     """
     maps = [features]
     for number in range(1, 5):
-        now = maps[-1].contiguous()
+        now = laid_out(maps[-1])
         if vit.use_v2:
             now = basic_block(getattr(vit, f"layers{number}c")[0], now)
-        maps.append(_stage(getattr(vit, f"layers{number}")[0], now.contiguous()))
+        maps.append(_stage(getattr(vit, f"layers{number}")[0], now))
     return maps
-
-
-def basic_block(block: Any, features: Level) -> Level:  # noqa: ANN401 (MONAI's UnetrBasicBlock)
-    """Two convolutions with norms and a way around them."""
-    return _residual(block.layer, features)
-
-
-def up_block(block: Any, features: Level, skip: Level) -> Level:  # noqa: ANN401 (UnetrUpBlock)
-    """A transposed convolution, joined with the skip connection, and a residual block."""
-    return _residual(block.conv_block, torch.cat([block.transp_conv(features), skip], dim=1))
-
-
-def _residual(block: Any, features: Level) -> Level:  # noqa: ANN401 (MONAI's UnetResBlock)
-    if not (_plain_norm(block.norm1) and isinstance(block.lrelu, nn.LeakyReLU)):
-        return block(features)
-    epsilon, slope = block.norm1.eps, block.lrelu.negative_slope
-    inner = norm_and_leaky_relu(block.conv1(features), epsilon, slope)
-    around, gain = features, None
-    if block.downsample and features.shape[1] == 1:
-        around, gain = scaled_norm(features, block.conv3.conv.weight.flatten(), epsilon)
-    elif block.downsample:
-        around = instance_norm(block.conv3(features), epsilon)
-    return norm_and_leaky_relu(block.conv2(inner), epsilon, slope, around, gain)
-
-
-def _plain_norm(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.InstanceNorm3d) and not norm.affine and not norm.track_running_stats
 
 
 def _stage(layer: Any, features: Level) -> Level:  # noqa: ANN401 (MONAI's BasicLayer)

@@ -11,7 +11,9 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from voco.backbone import BackboneConfig, MaskedBackbone
-from voco.backbones.swin_blocks import basic_block, stages, up_block
+from voco.backbones.residual_blocks import basic_block, up_block
+from voco.backbones.swin_blocks import stages
+from voco.nn.channels_last import laid_out
 from voco.nn.masking import replaced
 from voco.shapes import Level, Volumes
 
@@ -129,7 +131,7 @@ class SwinUNETR(MaskedBackbone):
         net, vit = self.network, self.network.swinViT
         # First, so that what it only needs for a moment makes room for what the others keep.
         finest = basic_block(net.encoder1, volumes)
-        maps = stages(vit, vit.pos_drop(vit.patch_embed(volumes)))
+        maps = stages(vit, vit.pos_drop(vit.patch_embed(laid_out(volumes))))
         hidden = [vit.proj_out(each, net.normalize) for each in maps]
         return [
             finest,

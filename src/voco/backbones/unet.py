@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import field_validator
 
 from voco.backbone import Backbone, BackboneConfig
+from voco.nn.channels_last import laid_out
+from voco.nn.instance_norm import use_own_norms
 from voco.shapes import Level, Volumes
 
 if TYPE_CHECKING:
@@ -69,12 +71,13 @@ class UNet(Backbone):
             "features": config.features,
         }
         network = BasicUNet(**self.library_arguments)
+        use_own_norms(network)
         self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode(self, volumes: Volumes) -> list[Level]:
         """Features of the five levels."""
         net = self.network
-        pyramid = [net.conv_0(volumes)]
+        pyramid = [net.conv_0(laid_out(volumes))]
         for down in (net.down_1, net.down_2, net.down_3, net.down_4):
             pyramid.append(down(pyramid[-1]))
         return pyramid

@@ -9,7 +9,10 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from voco.backbone import BackboneConfig, MaskedBackbone, TokenBackbone
+from voco.backbones.residual_blocks import basic_block, up_block
+from voco.nn.channels_last import laid_out
 from voco.nn.cubes import cube_grid
+from voco.nn.instance_norm import use_own_norms
 from voco.nn.masking import replaced
 from voco.nn.positions import resampled_code
 from voco.shapes import Level, Shape3, Volumes
@@ -117,6 +120,7 @@ class UNETR(TokenBackbone, MaskedBackbone):
             "spatial_dims": 3,
         }
         network = unetr.UNETR(**self.library_arguments)
+        use_own_norms(network)
         for block in network.vit.blocks:
             # MONAI builds this norm whether or not a block attends to something else; ours never
             # does, so it would wait for a gradient for ever.
@@ -129,10 +133,10 @@ class UNETR(TokenBackbone, MaskedBackbone):
         tokens, hidden = net.vit(volumes)
         x2, x3, x4 = (net.proj_feat(hidden[index]) for index in _SKIPS)
         return [
-            net.encoder1(volumes),
-            net.encoder2(x2),
-            net.encoder3(x3),
-            net.encoder4(x4),
+            basic_block(net.encoder1, volumes),
+            net.encoder2(laid_out(x2)),
+            net.encoder3(laid_out(x3)),
+            net.encoder4(laid_out(x4)),
             net.proj_feat(tokens),
         ]
 
@@ -151,7 +155,7 @@ class UNETR(TokenBackbone, MaskedBackbone):
         stages = [pyramid[4]]
         ups = (net.decoder5, net.decoder4, net.decoder3, net.decoder2)
         for up, skip in zip(ups, reversed(pyramid[:4]), strict=True):
-            stages.append(up(stages[-1], skip))
+            stages.append(up_block(up, stages[-1], skip))
         return stages[1:]
 
     def head(self, features: Level) -> Level:

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from voco.nn.instance_norm import InstanceNorm3d
+
 
 def upsampler(widths: Sequence[int], channels: int) -> nn.Sequential:
     """Convolutions of 3x3x3 voxels, each followed by a doubling of the voxels along every axis.
@@ -20,7 +22,7 @@ def upsampler(widths: Sequence[int], channels: int) -> nn.Sequential:
     for before, after in pairwise(widths):
         layers += [
             nn.Conv3d(before, after, 3, padding=1, bias=False),
-            nn.InstanceNorm3d(after),
+            InstanceNorm3d(after),
             nn.LeakyReLU(0.01),
             nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
         ]

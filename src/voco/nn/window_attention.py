@@ -41,8 +41,7 @@ def window_attention(
         values: Of the same.
         bias: Added to the products, in every window alike; gets a gradient.
     """
-    plain = queries.is_cuda or queries.dtype not in (torch.float32, torch.float64)
-    if plain or torch.compiler.is_compiling():
+    if queries.is_cuda or queries.dtype == torch.float16 or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias.to(queries.dtype)[None]
         )
@@ -70,29 +69,46 @@ class _WindowAttention(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         *gradients: Tensor,
     ) -> tuple[Tensor, ...]:
-        (gradient,) = gradients
-        queries, keys, values, bias, out, sums = ctx.saved_tensors
-        scale = queries.shape[-1] ** -0.5
-        shift = (gradient * out).sum(dim=-1, keepdim=True)
-        # Two subtractions ride along in the products, as one more column of each factor.
-        ones = torch.ones_like(keys[..., :1])
-        keys_1, values_1 = torch.cat([keys, ones], dim=-1), torch.cat([values, ones], dim=-1)
-        queries = queries * scale
-        queries_1 = torch.cat([queries, -sums.view_as(shift)], dim=-1)
-        gradient_1 = torch.cat([gradient, -shift], dim=-1)
-        at_queries, at_keys, at_values = (
-            part.new_empty(part.shape) for part in (queries, keys, values)
+        # Numbers of bf16 become float32 here, a few windows at a time: a logarithm of a sum of
+        # weights that has 8 bits would make all of them wrong by a hundredth.
+        with torch.autocast("cpu", enabled=False):
+            return _gradients(gradients[0], *ctx.saved_tensors)
+
+
+def _gradients(
+    gradient: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    sums: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients at queries, keys, values and bias."""
+    precise = torch.promote_types(queries.dtype, torch.float32)
+    scale = queries.shape[-1] ** -0.5
+    at_queries, at_keys, at_values = (
+        part.new_empty(part.shape) for part in (queries, keys, values)
+    )
+    at_bias = bias.new_zeros(bias.shape, dtype=precise)
+    step = max(1, _AT_ONCE * torch.get_num_threads() // bias.numel())
+    for start in range(0, len(queries), step):
+        some = slice(start, start + step)
+        of_query, of_key, of_value, of_out, result = (
+            part[some].to(precise) for part in (queries, keys, values, gradient, out)
         )
-        at_bias = torch.zeros_like(bias)
-        step = max(1, _AT_ONCE * torch.get_num_threads() // bias.numel())
-        for start in range(0, len(queries), step):
-            some = slice(start, start + step)
-            logs = (queries_1[some] @ keys_1[some].mT).add_(bias)
-            weights = logs.clamp_(min=_NOTHING).exp_()
-            torch.matmul(weights.mT, gradient[some], out=at_values[some])
-            at_logits = (gradient_1[some] @ values_1[some].mT).mul_(weights)
-            torch.matmul(at_logits, keys[some], out=at_queries[some])
-            torch.matmul(at_logits.mT, queries[some], out=at_keys[some])
-            for window in at_logits if len(at_logits) < _MANY else [at_logits.sum(dim=0)]:
-                at_bias += window
-        return at_queries.mul_(scale), at_keys, at_values, at_bias
+        of_query = of_query * scale
+        shift = (of_out * result).sum(dim=-1, keepdim=True)
+        # Two subtractions ride along in the products, as one more column of each factor.
+        ones = torch.ones_like(of_key[..., :1])
+        lowered = torch.cat([of_query, -sums[some, ..., None]], dim=-1)
+        logs = (lowered @ torch.cat([of_key, ones], dim=-1).mT).add_(bias)
+        weights = logs.clamp_(min=_NOTHING).exp_()
+        at_values[some] = weights.mT @ of_out
+        lowered = torch.cat([of_out, -shift], dim=-1)
+        at_logits = (lowered @ torch.cat([of_value, ones], dim=-1).mT).mul_(weights)
+        at_queries[some] = (at_logits @ of_key).mul_(scale)
+        at_keys[some] = at_logits.mT @ of_query
+        for window in at_logits if len(at_logits) < _MANY else [at_logits.sum(dim=0)]:
+            at_bias += window
+    return at_queries, at_keys, at_values, at_bias.to(bias.dtype)

@@ -70,11 +70,17 @@ def test_a_ratio_is_that_of_neighbours_in_time():
 def test_the_tables_show_ratios_and_the_distance_to_the_limit():
     pair = ratios([(10.0, 2.0)])
     needs = {"flops": 10**12, "touched": 10**9, "operators": 7}
-    row = {"name": "tiny", "what": "a step", "loss_difference": 0.0, "gradient_difference": 1e-6}
+    row = {
+        "name": "tiny",
+        "what": "a step",
+        "precision": "float32",
+        "loss_difference": 0.0,
+        "gradient_difference": 1e-6,
+    }
     row |= dict.fromkeys(("forward", "backward", "step"), pair)
     row |= {"peak_bytes": ratios([(4e9, 1e9)]), "needs": {"plain": needs, "ours": needs}}
     exact = {"tiny": {"loss_difference": 1e-9, "gradient_difference": 2e-8}}
-    machine = {"convolution": 1e12, "product": 1e12, "copy": 1e10}
+    machine = {"float32": {"convolution": 1e12, "product": 1e12, "copy": 1e10}}
     text = "\n".join(
         page(json.loads(json.dumps({"machine": machine, "exact": exact, "rows": [row]})))
     )

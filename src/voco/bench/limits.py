@@ -88,8 +88,9 @@ def _attention_flops(query: Any, key: Any, *_: Any, **__: Any) -> int:  # noqa: 
 
 
 def rates(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Rates:
-    """Measure the machine: a second or two."""
+    """Measure the machine: a second or two. A convolution in the layout that it is faster in."""
     crops = torch.rand(2, 48, 64, 64, 64, device=device, dtype=dtype)
+    layouts = [crops, crops.contiguous(memory_format=torch.channels_last_3d)]
     kernel = torch.rand(48, 48, 3, 3, 3, device=device, dtype=dtype)
     matrix = torch.rand(2048, 2048, device=device, dtype=dtype)
     source = torch.rand(1 << 26, device=device)
@@ -98,7 +99,10 @@ def rates(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Rates:
     with torch.no_grad():
         return Rates(
             convolution
-            / _best(lambda: torch.nn.functional.conv3d(crops, kernel, padding=1), device),
+            / min(
+                _best(lambda x=each: torch.nn.functional.conv3d(x, kernel, padding=1), device)
+                for each in layouts
+            ),
             2 * 2048**3 / _best(lambda: matrix @ matrix, device),
             2 * source.numel() * 4 / _best(lambda: target.copy_(source), device),
         )

@@ -36,6 +36,8 @@ from voco.tasks.segmentation import Segmentation
 PARTS = ("forward", "backward", "step")
 """What ratios are given of; the step is all three parts."""
 
+_TYPES = {"float32": torch.float32, "bf16-mixed": torch.bfloat16}
+
 LOSS_TOLERANCE = 1e-5
 """Largest difference of the two losses, relative to the loss, in float32."""
 
@@ -54,9 +56,9 @@ def measured(cases: Sequence[StepCase], repeats: int) -> dict[str, Any]:
     """What came out: the machine's rates, and one row per case."""
     device = cases[0].device
     exact = {case.name: exactness(case) for case in SMALL}
-    dtype = torch.float32 if cases[0].precision == "float32" else torch.bfloat16
+    kinds = {case.precision: _TYPES[case.precision] for case in cases}
     return {
-        "machine": asdict(rates(device, dtype)),
+        "machine": {name: asdict(rates(device, dtype)) for name, dtype in kinds.items()},
         "exact": exact,
         "rows": [measure_case(case, repeats) for case in cases],
     }
@@ -214,7 +216,7 @@ def _passes(module: Any, crops: torch.Tensor) -> None:  # noqa: ANN401 (either p
 
 def page(results: dict[str, Any]) -> list[str]:
     """Tables of what :func:`measured` gave."""
-    machine = Rates(**results["machine"])
+    machine = {name: Rates(**values) for name, values in results["machine"].items()}
     lines = [
         "| step | forward | backward | whole step | plain, s | voco, s | peak memory, GB | "
         "loss, gradient apart |",
@@ -229,15 +231,21 @@ def page(results: dict[str, Any]) -> list[str]:
         + ".",
         "",
         "Measured on this machine just before: "
-        f"convolution {machine.convolution / 1e9:.0f} GFLOP/s, "
-        f"matrix product {machine.product / 1e9:.0f} GFLOP/s, copy {machine.copy / 1e9:.1f} GB/s.",
+        + "; ".join(
+            f"in {name}, convolution {each.convolution / 1e9:.0f} GFLOP/s, "
+            f"matrix product {each.product / 1e9:.0f} GFLOP/s, copy {each.copy / 1e9:.1f} GB/s"
+            for name, each in machine.items()
+        )
+        + ".",
         "",
         "| step | path | TFLOP | GB touched | operators | at the convolution's rate, s | at the "
         "copy's rate, s | took, s | of the arithmetic limit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        _need_line(row, side, machine) for row in results["rows"] for side in ("plain", "ours")
+        _need_line(row, side, machine[row["precision"]])
+        for row in results["rows"]
+        for side in ("plain", "ours")
     ]
     return lines
 

@@ -82,6 +82,30 @@ def resized(
     return made
 
 
+def interpolated(source: Int16[Tensor, "c x y z"], shape: Shape3) -> Int16[Tensor, "c _ _ _"]:
+    """An image in another number of voxels, by linear interpolation alone, rounded.
+
+    What ``torch.nn.functional.interpolate`` gives with ``trilinear``, to the last digit before
+    rounding, in a third of its time on a processor: axis by axis, and all that a row of the result
+    is made of stays in the cache.
+    """
+    first, second, third = (
+        _taps(old, new, widen=False) for old, new in zip(source.shape[1:], shape, strict=True)
+    )
+    made = source.new_empty(len(source), *shape)
+    for old, new in zip(source, made, strict=True):
+        rows: dict[int, Tensor] = {}
+        for result, voxels, weights in zip(new, first.voxel, first.weight, strict=True):
+            needed = voxels.tolist()
+            for voxel in needed:
+                if voxel not in rows:
+                    rows[voxel] = _between(_between(old[voxel].float(), third, 1), second, 0)
+            rows = {voxel: rows[voxel] for voxel in needed}
+            low, high = rows[needed[0]], rows[needed[-1]]
+            result.copy_(torch.lerp(low, high, float(weights[-1])).round_())
+    return made
+
+
 def resized_labels(
     source: Integer[np.ndarray, "x y z"], shape: Shape3
 ) -> Integer[np.ndarray, "_ _ _"]:
@@ -247,6 +271,17 @@ def _mix(rows: Rows, taps: Taps, axis: int) -> Rows:
     for place in range(1, index.shape[1]):
         mixed.addcmul_(rows.index_select(axis, index[:, place]), weight[:, place].view(width))
     return mixed
+
+
+def _between(plane: Float[Tensor, "_ _"], taps: Taps, axis: int) -> Float[Tensor, "_ _"]:
+    """Linear interpolation along one axis."""
+    low, high = (torch.from_numpy(taps.voxel[:, place]) for place in (0, -1))
+    share = torch.from_numpy(taps.weight[:, -1])
+    return torch.lerp(
+        plane.index_select(axis, low),
+        plane.index_select(axis, high),
+        share if axis else share[:, None],
+    )
 
 
 def _taps(old: int, new: int, *, widen: bool) -> Taps:

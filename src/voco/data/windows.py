@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int16
 from pydantic import NonNegativeInt
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch.utils.data import Dataset
 from voco.config import Config
 from voco.data.intensity import IntensityConfig, apply
 from voco.data.loading import Share, loaded
+from voco.data.resampling import interpolated
 from voco.data.selection import Entry, Order
 from voco.data.store import Case, Store
 from voco.draws import mixed_seed
@@ -108,7 +108,9 @@ class Windows(Dataset["Packed | VocoError"]):
         draws = torch.Generator().manual_seed(mixed_seed(self._seed, number, _PLACE))
         start, stop = box(entry.case, self._config, self._window, torch.rand(3, generator=draws))
         stored = torch.from_numpy(_read(self._stores[entry.store], entry.case, start, stop))
-        return entry.case, _resized(stored, self._window)
+        if stored.shape[1:] != self._window:
+            stored = interpolated(stored, self._window)
+        return entry.case, stored
 
     def _pack(self, numbers: range) -> Packed:
         cases, stored = zip(*(self.cut(number) for number in numbers), strict=True)
@@ -208,10 +210,3 @@ def _least(case: Case) -> np.ndarray:
     ]
     limits = np.iinfo(np.int16)
     return np.clip(np.round(least), limits.min, limits.max).astype(np.int16)
-
-
-def _resized(stored: Int16[Tensor, "c _ _ _"], window: Shape3) -> Int16[Tensor, "c _ _ _"]:
-    if stored.shape[1:] == window:
-        return stored
-    values = F.interpolate(stored[None].float(), window, mode="trilinear", align_corners=False)
-    return values[0].round_().to(torch.int16)

@@ -5,6 +5,7 @@ and a real network trains for a moment, is resumed, and is shared by two process
 """
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -210,12 +211,13 @@ SHARED = {
 }
 """What two processes share: all methods on a network that normalises every volume by itself and on
 one that mixes them, and on the larger networks those that need their like. In float64 each of these
-takes a CPU many seconds."""
+takes a CPU many seconds: with ``VOCO_TEST_ALL_PAIRS=1`` all are shared, in many minutes."""
 
 
 def shares_of(rank: int, world: int) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
     """Losses, buffers and gradients of each pair, on this process's share of the volumes."""
-    chosen = [(method, network) for method, network in PAIRS if method in SHARED[network]]
+    whole = "VOCO_TEST_ALL_PAIRS" in os.environ
+    chosen = [pair for pair in PAIRS if whole or pair[0] in SHARED[pair[1]]]
     return {pair: _share(*pair, rank, world) for pair in chosen}
 
 

@@ -76,6 +76,20 @@ def test_the_layer_is_torchs_in_any_layout_of_features_and_gradients(inner, oute
     )
 
 
+def test_a_gradient_that_is_nearly_the_same_at_all_voxels_keeps_its_digits():
+    values = laid_out(numbers(1, 4, 64, 64, 64).float())
+    gradient = 1 + 1e-3 * numbers(1, 4, 64, 64, 64).flip(2)
+    layer = InstanceNorm3d(4)
+
+    def found(dtype):
+        features = values.to(dtype).requires_grad_()
+        return torch.autograd.grad(layer(features), features, gradient.to(dtype))[0].double()
+
+    exact = found(torch.float64)
+    # What the last digit of a float32 near 1 leaves of a thousandth.
+    assert (found(torch.float32) - exact).norm() < 2e-4 * exact.norm()
+
+
 def test_own_norms_take_the_place_of_torchs_around_their_weights():
     network = nn.Sequential(
         nn.Conv3d(1, 2, 1), nn.Sequential(nn.InstanceNorm3d(2, eps=0.1, affine=True))

@@ -98,8 +98,13 @@ def standardised_backward(
         weight: Of every channel of every volume.
     """
     gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+    # Its mean does not reach the features, and would drown what does: the gradient of a mean over
+    # voxels, say, is the same at all of them. So it is taken away first, with all digits.
+    average = gradient.mean(dim=(2, 3, 4), dtype=mean.dtype)
+    gradient = standardised(gradient, average, torch.ones_like(average), 0.0)
     at_features = torch.empty_like(features)
-    at_weight, at_bias = torch.empty_like(weight), torch.empty_like(weight)
+    at_weight, at_bias = torch.empty_like(weight), average * features[0, 0].numel()
+    unused = torch.empty_like(mean[0])
     for number in range(len(features)):
         only = slice(number, number + 1)
         torch.ops.aten.native_batch_norm_backward.out(
@@ -115,6 +120,6 @@ def standardised_backward(
             [True, True, True],
             out0=at_features[only],
             out1=at_weight[number],
-            out2=at_bias[number],
+            out2=unused,
         )
     return at_features, at_weight, at_bias

@@ -90,6 +90,14 @@ def test_a_gradient_that_is_nearly_the_same_at_all_voxels_keeps_its_digits():
     assert (found(torch.float32) - exact).norm() < 2e-4 * exact.norm()
 
 
+def test_running_statistics_are_kept_as_torchs_layer_keeps_them():
+    values = laid_out(numbers(2, 3, 4, 3, 5).float())
+    layers = [kind(3, track_running_stats=True) for kind in (InstanceNorm3d, nn.InstanceNorm3d)]
+    torch.testing.assert_close(*(layer(values) for layer in layers))
+    torch.testing.assert_close(*(layer.running_mean for layer in layers))
+    assert layers[0].running_mean.any()
+
+
 def test_own_norms_take_the_place_of_torchs_around_their_weights():
     network = nn.Sequential(
         nn.Conv3d(1, 2, 1), nn.Sequential(nn.InstanceNorm3d(2, eps=0.1, affine=True))

@@ -25,14 +25,15 @@ _PRECISE = (torch.float32, torch.float64)
 class InstanceNorm3d(nn.InstanceNorm3d):
     """Torch's layer, also for channels-last features on a processor.
 
-    There it is several times as fast as torch's, keeps the layout, and has the right gradients.
-    Those of torch (2.13, on a processor) are wrong for a batch of one volume if the gradient that
-    comes in is channels last.
+    There it is faster than torch's, keeps the layout, and has the right gradients. Those of torch
+    (2.13, on a processor) are wrong for a batch of one volume if the gradient that comes in is
+    channels last. With running statistics all but the latter is torch's.
     """
 
     def forward(self, input: Level) -> Level:  # noqa: A002 (torch's name)
         """Every channel of every volume normalised, times its weight, plus its bias."""
-        if channels_last(input) and input.device.type == "cpu":
+        own = channels_last(input) and not self.track_running_stats
+        if own and input.device.type == "cpu":
             return _Affine.apply(input, self.weight, self.bias, self.eps)
         out = super().forward(input)
         if out.requires_grad and not torch.compiler.is_compiling():

@@ -14,6 +14,9 @@ _FOLDERS: dict[Kind, tuple[str, str]] = {
 }
 """In an installed package, and in its sources."""
 
+OTHER_NAMES = {"voco": "voco-swin-b", "smoke-voco": "smoke"}
+"""Recipes of VoCo by the pattern that those of all other methods follow."""
+
 
 def shipped(kind: Kind) -> dict[str, Path]:
     """All files of a kind that come along, by name."""
@@ -35,6 +38,8 @@ def shipped_or_own(kind: Kind, name: str) -> Path:
     # A data set's name may be that of its folder: a file of one's own is known by its ending.
     if Path(name).is_file() and (kind == "recipe" or Path(name).suffix in {".yaml", ".yml"}):
         return Path(name)
+    if kind == "recipe":
+        name = OTHER_NAMES.get(name, name)
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)

@@ -13,6 +13,7 @@ def test_a_matrix_product_needs_two_operations_per_pair_and_touches_its_three_ma
     assert found.flops == 2 * 3 * 5 * 7
     assert found.touched == FLOAT * (15 + 35 + 21)
     assert found.operators == 1
+    assert found.flops_of == {"linear layers": found.flops}
 
 
 def test_a_view_costs_nothing():

@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import load_file
 
 from voco.bench.plain_step import plain_loss
+from voco.bench.profiled import KINDS
 from voco.bench.step import PathsDifferError, compared, exactness, page, ratios
 from voco.bench.step_case import StepCase, cases
-from voco.bench.step_path import load_ours, load_plain, prepare, run
+from voco.bench.step_path import load_ours, load_plain, prepare, run, watched
 from voco.errors import UsageError
 from voco.methods.voco import prediction_loss, regularization_loss, similarity
 
@@ -50,6 +51,16 @@ def test_both_paths_give_the_same_to_the_last_digits_of_float64(case):
     assert exactness(case)["gradient_difference"] < 1e-6
 
 
+def test_a_watched_step_changes_as_much_as_one_that_is_not(tmp_path):
+    prepare(TINY, tmp_path)
+    seen, unseen = load_ours(TINY), load_ours(TINY)
+    seconds = watched(seen, TINY)
+    assert all(seconds[kind] > 0 for kind in ("convolutions", "optimizer"))
+    run(unseen, TINY, 1, None)
+    for one, other in zip(seen.module.parameters(), unseen.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_paths_that_differ_are_an_error():
     gradient = {"weight": torch.ones(3)}
     limits = (1e-5, 1e-3)
@@ -69,7 +80,12 @@ def test_a_ratio_is_that_of_neighbours_in_time():
 
 def test_the_tables_show_ratios_and_the_distance_to_the_limit():
     pair = ratios([(10.0, 2.0)])
-    needs = {"flops": 10**12, "touched": 10**9, "operators": 7}
+    needs = {
+        "flops": 10**12,
+        "touched": 10**9,
+        "operators": 7,
+        "flops_of": {"convolutions": 9 * 10**11},
+    }
     row = {
         "name": "tiny",
         "what": "a step",
@@ -79,6 +95,7 @@ def test_the_tables_show_ratios_and_the_distance_to_the_limit():
     }
     row |= dict.fromkeys(("forward", "backward", "step"), pair)
     row |= {"peak_bytes": ratios([(4e9, 1e9)]), "needs": {"plain": needs, "ours": needs}}
+    row["profile"] = dict.fromkeys(KINDS, 0.5) | {"convolutions": 1.5}
     exact = {"tiny": {"loss_difference": 1e-9, "gradient_difference": 2e-8}}
     machine = {"float32": {"convolution": 1e12, "product": 1e12, "copy": 1e10}}
     text = "\n".join(
@@ -88,6 +105,7 @@ def test_the_tables_show_ratios_and_the_distance_to_the_limit():
     assert "4.0 → 1.0 (0.25)" in text
     assert "apart 1e-09 and 2e-08 (`tiny`)" in text
     assert "| `tiny` | ours | 1.00 | 1 | 7 | 1.00 | 0.10 | 2.00 | 50% |" in text
+    assert "| `tiny` | 4.00 | 1.50 (38%), 600 | 0.50 (12%) |" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -4,6 +4,7 @@ Counting is done on tensors without storage, so it takes neither memory nor the 
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from voco.bench.profiled import kind_of
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Need:
         touched: Bytes that operators read and write, each by itself, as if nothing were fused
             and nothing stayed in a cache.
         operators: How many were called.
+        flops_of: The arithmetic of each of :data:`voco.bench.profiled.KINDS` that has any.
     """
 
     flops: int
     touched: int
     operators: int
+    flops_of: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,10 @@ def need(work: Callable[[], Any]) -> Need:
     counter = FlopCounterMode(display=False, custom_mapping={flash: _attention_flops})
     with counter, Traffic() as traffic:
         work()
-    return Need(counter.get_total_flops(), traffic.touched, traffic.operators)
+    flops_of: dict[str, int] = defaultdict(int)
+    for operator, flops in counter.get_flop_counts().get("Global", {}).items():
+        flops_of[kind_of(str(operator))] += flops
+    return Need(counter.get_total_flops(), traffic.touched, traffic.operators, dict(flops_of))
 
 
 def _attention_flops(query: Any, key: Any, *_: Any, **__: Any) -> int:  # noqa: ANN401

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from voco.bench.limits import Rates, need, rates
 from voco.bench.plain_step import PlainSegmentation
+from voco.bench.profiled import KINDS
 from voco.bench.step_case import SMALL, StepCase
 from voco.bench.step_path import (
     in_float64,
@@ -80,7 +81,8 @@ def measure_case(case: StepCase, repeats: int) -> dict[str, Any]:
             pairs.append((_process(folder, "plain"), _process(folder, "ours")))
         plain, ours = pairs[0]
         differences = _differences(folder, plain, ours, case.precision)
-    return {**_row(case, pairs), **differences, "needs": needs(case)}
+        profile = _process(folder, "profiled") if case.device == "cpu" else None
+    return {**_row(case, pairs), **differences, "needs": needs(case), "profile": profile}
 
 
 def exactness(case: StepCase) -> dict[str, float]:
@@ -247,7 +249,28 @@ def page(results: dict[str, Any]) -> list[str]:
         for row in results["rows"]
         for side in ("plain", "ours")
     ]
+    if watched := [row for row in results["rows"] if row["profile"]]:
+        lines += [
+            "",
+            "Our step once more under a profiler, which slows it: seconds, share, and the rate in "
+            "GFLOP/s.",
+            "",
+            f"| step | all, s | {' | '.join(KINDS)} |",
+            "|---" * (len(KINDS) + 2) + "|",
+            *map(_profile_line, watched),
+        ]
     return lines
+
+
+def _profile_line(row: dict[str, Any]) -> str:
+    seconds, flops = row["profile"], row["needs"]["ours"]["flops_of"]
+    total = sum(seconds.values())
+    cells = [
+        f"{seconds[kind]:.2f} ({seconds[kind] / total:.0%})"
+        + (f", {flops[kind] / seconds[kind] / 1e9:.0f}" if flops.get(kind) else "")
+        for kind in KINDS
+    ]
+    return f"| `{row['name']}` | {total:.2f} | {' | '.join(cells)} |"
 
 
 def _ratio_line(row: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 ``python -m voco.bench.step_path FOLDER plain|ours REPEATS`` reads ``case.json``, takes a step that
 changes nothing, then ``REPEATS`` steps, and prints one line of JSON. The gradients of the first go
-to ``plain.safetensors`` or ``ours.safetensors``.
+to ``plain.safetensors`` or ``ours.safetensors``. ``FOLDER profiled 1`` watches one step of ours
+instead, and prints the seconds of every kind of operator.
 """
 
 import json
@@ -27,6 +28,7 @@ from voco.bench.plain_step import (
     PlainVoCo,
     plain_optimizer,
 )
+from voco.bench.profiled import profiled
 from voco.bench.step_case import StepCase
 from voco.data.patches import Patches
 from voco.draws import Draws
@@ -255,6 +257,19 @@ def run(path: Way, case: StepCase, repeats: int, gradients: Path | None) -> dict
     return {**parts, "loss": losses[0], "peak_bytes": peak_bytes(case), "trained": trained}
 
 
+def watched(path: Way, case: StepCase) -> dict[str, float]:
+    """Seconds of every kind of operator in one step."""
+    _still(path)
+
+    def step() -> None:
+        with _precision(case):
+            loss = path.forward()
+        loss.backward()
+        path.update()
+
+    return profiled(step)
+
+
 def _still(path: Way) -> None:
     """A step at learning rate 0."""
     groups = path.optimizer.param_groups
@@ -304,8 +319,11 @@ def main(folder: Path, which: str, repeats: int) -> None:
     """Run one path and print what it took."""
     values = json.loads(folder.joinpath("case.json").read_text())
     case = StepCase(**{**values, "grid": tuple(values["grid"])})
-    kept = which == "ours" and case.device == "cpu" and keep_freed_pages()
-    path = load_ours(case) if which == "ours" else load_plain(case, folder)
+    kept = which != "plain" and case.device == "cpu" and keep_freed_pages()
+    path = load_plain(case, folder) if which == "plain" else load_ours(case)
+    if which == "profiled":
+        print(json.dumps(watched(path, case)))  # noqa: T201 (its output)
+        return
     gradients = folder / f"{which}.safetensors"
     result = run(path, case, repeats, None if gradients.exists() else gradients)
     print(json.dumps({**result, "keeps_freed_pages": kept}))  # noqa: T201 (its output)

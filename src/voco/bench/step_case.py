@@ -81,6 +81,7 @@ FULL = (
     StepCase(name="unet", backbone={"name": "unet"}),
     StepCase(name="resenc_unet", backbone={"name": "resenc_unet"}, seconds=110.0),
     StepCase(name="unetr", backbone={"name": "unetr", "size": (64, 64, 64)}),
+    StepCase(name="genesis_unet", backbone={"name": "genesis_unet"}, seconds=110.0),
     StepCase(name="swin_unetr-24", backbone={**_SWIN, "feature_size": 24}, seconds=120.0),
     StepCase(
         name="finetune-swin_unetr",

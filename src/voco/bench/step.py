@@ -269,7 +269,11 @@ def _profile_line(row: dict[str, Any]) -> str:
     total = sum(seconds.values())
     cells = [
         f"{seconds[kind]:.2f} ({seconds[kind] / total:.0%})"
-        + (f", {flops[kind] / seconds[kind] / 1e9:.0f}" if flops.get(kind) else "")
+        + (
+            f", {flops[kind] / seconds[kind] / 1e9:.0f}"
+            if flops.get(kind) and seconds[kind]
+            else ""
+        )
         for kind in KINDS
     ]
     return f"| `{row['name']}` | {total:.2f} | {' | '.join(cells)} |"

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from voco.bench.plain_step import plain_loss
 from voco.bench.profiled import KINDS
-from voco.bench.step import PathsDifferError, compared, exactness, page, ratios
+from voco.bench.step import PathsDifferError, another, compared, exactness, page, ratios
 from voco.bench.step_case import StepCase, cases
 from voco.bench.step_path import load_ours, load_plain, prepare, run, watched
 from voco.errors import UsageError
@@ -78,6 +78,16 @@ def test_a_ratio_is_that_of_neighbours_in_time():
     assert found == {"plain": 10.0, "ours": 2.0, "ratio": 4.0, "low": 3.0, "high": 5.0}
 
 
+def test_two_pairs_are_taken_however_long_they_take_and_more_while_time_is_left():
+    assert another(0, 1, 0.0, 10.0)
+    assert not another(1, 1, 1.0, 10.0)
+    assert another(1, 3, 99.0, 10.0)
+    assert not another(2, 3, 99.0, 10.0)
+    assert another(2, 3, 6.0, 10.0)
+    assert not another(2, 3, 7.0, 10.0)
+    assert not another(3, 3, 1.0, 10.0)
+
+
 def test_the_tables_show_ratios_and_the_distance_to_the_limit():
     pair = ratios([(10.0, 2.0)])
     needs = {
@@ -90,6 +100,8 @@ def test_the_tables_show_ratios_and_the_distance_to_the_limit():
         "name": "tiny",
         "what": "a step",
         "precision": "float32",
+        "repeats": 1,
+        "machine": {"convolution": 1e12, "product": 1e12, "copy": 1e10},
         "loss_difference": 0.0,
         "gradient_difference": 1e-6,
     }
@@ -97,14 +109,11 @@ def test_the_tables_show_ratios_and_the_distance_to_the_limit():
     row |= {"peak_bytes": ratios([(4e9, 1e9)]), "needs": {"plain": needs, "ours": needs}}
     row["profile"] = dict.fromkeys(KINDS, 0.5) | {"convolutions": 1.5}
     exact = {"tiny": {"loss_difference": 1e-9, "gradient_difference": 2e-8}}
-    machine = {"float32": {"convolution": 1e12, "product": 1e12, "copy": 1e10}}
-    text = "\n".join(
-        page(json.loads(json.dumps({"machine": machine, "exact": exact, "rows": [row]})))
-    )
+    text = "\n".join(page(json.loads(json.dumps({"exact": exact, "rows": [row]}))))
     assert "5.00 (5.00 to 5.00)" in text
     assert "4.0 → 1.0 (0.25)" in text
     assert "apart 1e-09 and 2e-08 (`tiny`)" in text
-    assert "| `tiny` | ours | 1.00 | 1 | 7 | 1.00 | 0.10 | 2.00 | 50% |" in text
+    assert "| `tiny` | ours | 1.00 | 1 | 7 | 1000 | 1.00 | 10.0 | 0.10 | 2.00 | 50% |" in text
     assert "| `tiny` | 4.50 | 1.50 (33%), 600 | 0.50 (11%) |" in text
 
 

@@ -37,6 +37,9 @@ from voco.tasks.segmentation import Segmentation
 PARTS = ("forward", "backward", "step")
 """What ratios are given of; the step is all three parts."""
 
+LEAST_PAIRS = 2
+"""Pairs that are taken, if as many are asked for, however long they take: one has no spread."""
+
 _TYPES = {"float32": torch.float32, "bf16-mixed": torch.bfloat16}
 
 LOSS_TOLERANCE = 1e-5
@@ -54,19 +57,17 @@ class PathsDifferError(VocoError):
 
 
 def measured(cases: Sequence[StepCase], repeats: int) -> dict[str, Any]:
-    """What came out: the machine's rates, and one row per case."""
-    device = cases[0].device
-    exact = {case.name: exactness(case) for case in SMALL}
-    kinds = {case.precision: _TYPES[case.precision] for case in cases}
+    """What came out: how far the paths are apart in float64, and one row per case."""
     return {
-        "machine": {name: asdict(rates(device, dtype)) for name, dtype in kinds.items()},
-        "exact": exact,
+        "exact": {case.name: exactness(case) for case in SMALL},
         "rows": [measure_case(case, repeats) for case in cases],
     }
 
 
 def measure_case(case: StepCase, repeats: int) -> dict[str, Any]:
     """Both paths in turns, as often as asked for, or until the case's time is over.
+
+    What the machine does at that moment is measured beside them, since it changes within a run.
 
     Raises:
         PathsDifferError: If the losses differ by more than rounding does.
@@ -75,16 +76,28 @@ def measure_case(case: StepCase, repeats: int) -> dict[str, Any]:
         folder = Path(name)
         prepare(case, folder)
         began, pairs = time.perf_counter(), []
-        while len(pairs) < repeats:
-            if pairs and (time.perf_counter() - began) * (1 + 1 / len(pairs)) > case.seconds:
-                break
+        while another(len(pairs), repeats, time.perf_counter() - began, case.seconds):
             pairs.append((_process(folder, "plain"), _process(folder, "ours")))
+        machine = rates(case.device, _TYPES[case.precision])
         plain, ours = pairs[0]
         differences = _differences(folder, plain, ours, case.precision)
         profile = (
             _process(folder, "profiled") if case.device == "cpu" and not case.compiled else None
         )
-    return {**_row(case, pairs), **differences, "needs": needs(case), "profile": profile}
+    return {
+        **_row(case, pairs),
+        **differences,
+        "machine": asdict(machine),
+        "needs": needs(case),
+        "profile": profile,
+    }
+
+
+def another(taken: int, repeats: int, spent_s: float, limit_s: float) -> bool:
+    """Whether one more pair is taken: the least number in any case, then while time is left."""
+    if taken < min(repeats, LEAST_PAIRS):
+        return True
+    return taken < repeats and spent_s * (1 + 1 / taken) <= limit_s
 
 
 def exactness(case: StepCase) -> dict[str, float]:
@@ -220,11 +233,10 @@ def _passes(module: Any, crops: torch.Tensor) -> None:  # noqa: ANN401 (either p
 
 def page(results: dict[str, Any]) -> list[str]:
     """Tables of what :func:`measured` gave."""
-    machine = {name: Rates(**values) for name, values in results["machine"].items()}
     lines = [
-        "| step | forward | backward | whole step | plain, s | voco, s | peak memory, GB | "
-        "loss, gradient apart |",
-        "|---|---|---|---|---|---|---|---|",
+        "| step | forward | backward | whole step | pairs | plain, s | voco, s | peak memory, GB "
+        "| loss, gradient apart |",
+        "|---|---|---|---|---|---|---|---|---|",
         *map(_ratio_line, results["rows"]),
         "",
         "In float64, small networks: losses and gradients apart "
@@ -234,23 +246,13 @@ def page(results: dict[str, Any]) -> list[str]:
         )
         + ".",
         "",
-        "Measured on this machine just before: "
-        + "; ".join(
-            f"in {name}, convolution {each.convolution / 1e9:.0f} GFLOP/s, "
-            f"matrix product {each.product / 1e9:.0f} GFLOP/s, copy {each.copy / 1e9:.1f} GB/s"
-            for name, each in machine.items()
-        )
-        + ".",
+        "Rates are the machine's, measured right after the steps they stand beside.",
         "",
-        "| step | path | TFLOP | GB touched | operators | at the convolution's rate, s | at the "
-        "copy's rate, s | took, s | of the arithmetic limit |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| step | path | TFLOP | GB touched | operators | a convolution's GFLOP/s | at that, s | "
+        "a copy's GB/s | at that, s | took, s | of the arithmetic limit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        _need_line(row, side, machine[row["precision"]])
-        for row in results["rows"]
-        for side in ("plain", "ours")
-    ]
+    lines += [_need_line(row, side) for row in results["rows"] for side in ("plain", "ours")]
     if watched := [row for row in results["rows"] if row["profile"]]:
         lines += [
             "",
@@ -286,18 +288,18 @@ def _ratio_line(row: dict[str, Any]) -> str:
     )
     memory = row["peak_bytes"]
     return (
-        f"| `{row['name']}`: {row['what']} | {shares} | {row['step']['plain']:.2f} "
-        f"| {row['step']['ours']:.2f} | {memory['plain'] / 1e9:.1f} → {memory['ours'] / 1e9:.1f} "
+        f"| `{row['name']}`: {row['what']} | {shares} | {row['repeats']} "
+        f"| {row['step']['plain']:.2f} | {row['step']['ours']:.2f} | {memory['plain'] / 1e9:.1f} → {memory['ours'] / 1e9:.1f} "
         f"({1 / memory['ratio']:.2f}) | {row['loss_difference']:.0e}, "
         f"{row['gradient_difference']:.0e} |"
     )
 
 
-def _need_line(row: dict[str, Any], side: str, machine: Rates) -> str:
-    needs, took = row["needs"][side], row["step"][side]
+def _need_line(row: dict[str, Any], side: str) -> str:
+    needs, took, machine = row["needs"][side], row["step"][side], Rates(**row["machine"])
     least, moving = needs["flops"] / machine.convolution, needs["touched"] / machine.copy
     return (
         f"| `{row['name']}` | {side} | {needs['flops'] / 1e12:.2f} | {needs['touched'] / 1e9:.0f} "
-        f"| {needs['operators']} | {least:.2f} | {moving:.2f} | {took:.2f} "
-        f"| {least / took:.0%} |"
+        f"| {needs['operators']} | {machine.convolution / 1e9:.0f} | {least:.2f} "
+        f"| {machine.copy / 1e9:.1f} | {moving:.2f} | {took:.2f} | {least / took:.0%} |"
     )

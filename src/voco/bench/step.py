@@ -134,7 +134,7 @@ def _row(case: StepCase, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> 
         "precision": case.precision,
         "compiled": case.compiled,
         "trained_parameters": pairs[0][1]["trained"],
-        "keeps_freed_pages": pairs[0][1]["keeps_freed_pages"],
+        "large_pages": pairs[0][1]["large_pages"],
         "repeats": len(pairs),
     }
     for part in (*PARTS, "processor"):
@@ -289,7 +289,8 @@ def _ratio_line(row: dict[str, Any]) -> str:
     memory = row["peak_bytes"]
     return (
         f"| `{row['name']}`: {row['what']} | {shares} | {row['repeats']} "
-        f"| {row['step']['plain']:.2f} | {row['step']['ours']:.2f} | {memory['plain'] / 1e9:.1f} → {memory['ours'] / 1e9:.1f} "
+        f"| {row['step']['plain']:.2f} | {row['step']['ours']:.2f} "
+        f"| {memory['plain'] / 1e9:.1f} → {memory['ours'] / 1e9:.1f} "
         f"({1 / memory['ratio']:.2f}) | {row['loss_difference']:.0e}, "
         f"{row['gradient_difference']:.0e} |"
     )

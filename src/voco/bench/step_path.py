@@ -32,7 +32,7 @@ from voco.bench.profiled import profiled
 from voco.bench.step_case import StepCase
 from voco.data.patches import Patches
 from voco.draws import Draws
-from voco.engine.allocator import keep_freed_pages
+from voco.engine.allocator import use_large_pages
 from voco.engine.optimizer import OptimizerConfig, build_optimizer
 from voco.methods.voco import VoCo
 from voco.task import Step, Task
@@ -319,14 +319,14 @@ def main(folder: Path, which: str, repeats: int) -> None:
     """Run one path and print what it took."""
     values = json.loads(folder.joinpath("case.json").read_text())
     case = StepCase(**{**values, "grid": tuple(values["grid"])})
-    kept = which != "plain" and case.device == "cpu" and keep_freed_pages()
+    large = which != "plain" and case.device == "cpu" and use_large_pages()
     path = load_plain(case, folder) if which == "plain" else load_ours(case)
     if which == "profiled":
         print(json.dumps(watched(path, case)))  # noqa: T201 (its output)
         return
     gradients = folder / f"{which}.safetensors"
     result = run(path, case, repeats, None if gradients.exists() else gradients)
-    print(json.dumps({**result, "keeps_freed_pages": kept}))  # noqa: T201 (its output)
+    print(json.dumps({**result, "large_pages": large}))  # noqa: T201 (its output)
 
 
 if __name__ == "__main__":

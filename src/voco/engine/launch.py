@@ -10,7 +10,7 @@ from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from voco.engine.allocator import keep_freed_pages
+from voco.engine.allocator import use_large_pages
 from voco.engine.settings import Precision as PrecisionName
 
 
@@ -32,7 +32,7 @@ def launch(precision: PrecisionName = "float32") -> Fabric:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device == "cpu":
-        keep_freed_pages()
+        use_large_pages()
     several = TorchElasticEnvironment.detect() and world > 1
     fabric = Fabric(
         accelerator=device,

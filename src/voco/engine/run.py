@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 
 from voco.config import flat, read_yaml, to_yaml
 from voco.data.store import write_atomically
-from voco.engine.allocator import keep_freed_pages
+from voco.engine.allocator import keep_freed_pages, use_large_pages
 from voco.engine.settings import TrainingConfig
 from voco.engine.trackers import check_trackers
 from voco.errors import ConfigError, UsageError, VocoError
@@ -267,6 +267,7 @@ def environment_of(fabric: Fabric) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "keeps_freed_pages": not on_gpu and keep_freed_pages(),
+        "large_pages": not on_gpu and use_large_pages(),
     }
 
 

@@ -69,8 +69,8 @@ class _WindowAttention(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         *gradients: Tensor,
     ) -> tuple[Tensor, ...]:
-        # Numbers of bf16 become float32 here, a few windows at a time: a logarithm of a sum of
-        # weights that has 8 bits would make all of them wrong by a hundredth.
+        # Numbers of bf16 become float32 here: a logarithm of a sum of weights that has 8 bits would
+        # make all of them wrong by a hundredth.
         with torch.autocast("cpu", enabled=False):
             return _gradients(gradients[0], *ctx.saved_tensors)
 
@@ -84,31 +84,55 @@ def _gradients(
     out: Tensor,
     sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients at queries, keys, values and bias."""
+    """Gradients at queries, keys, values and bias.
+
+    Few windows at a time, whose weights stay in the cache; all around them is done once, since
+    many small operators would cost as much as the products.
+    """
     precise = torch.promote_types(queries.dtype, torch.float32)
-    scale = queries.shape[-1] ** -0.5
+    given = (queries.dtype, keys.dtype, values.dtype, bias.dtype)
+    shape, seen, width = queries.shape, keys.shape, queries.shape[-1]
+    scale = width**-0.5
+    queries, keys, values, gradient, out = (
+        part.to(precise) for part in (queries, keys, values, gradient, out)
+    )
+    # Two subtractions ride along in the products, as one more column of each factor.
+    ones = keys.new_ones(1).expand(*seen[:-1], 1)
+    shift = (gradient * out).sum(dim=-1, keepdim=True)
+    queries, keys, values, gradient = (
+        torch.cat(pair, dim=-1).flatten(0, 1)
+        for pair in (
+            (queries * scale, -sums[..., None]),
+            (keys, ones),
+            (values, ones),
+            (gradient, -shift),
+        )
+    )
     at_queries, at_keys, at_values = (
-        part.new_empty(part.shape) for part in (queries, keys, values)
+        part.new_empty(*part.shape[:2], width) for part in (queries, keys, values)
     )
     at_bias = bias.new_zeros(bias.shape, dtype=precise)
-    step = max(1, _AT_ONCE * torch.get_num_threads() // bias.numel())
-    for start in range(0, len(queries), step):
-        some = slice(start, start + step)
-        of_query, of_key, of_value, of_out, result = (
-            part[some].to(precise) for part in (queries, keys, values, gradient, out)
-        )
-        of_query = of_query * scale
-        shift = (of_out * result).sum(dim=-1, keepdim=True)
-        # Two subtractions ride along in the products, as one more column of each factor.
-        ones = torch.ones_like(of_key[..., :1])
-        lowered = torch.cat([of_query, -sums[some, ..., None]], dim=-1)
-        logs = (lowered @ torch.cat([of_key, ones], dim=-1).mT).add_(bias)
-        weights = logs.clamp_(min=_NOTHING).exp_()
-        at_values[some] = weights.mT @ of_out
-        lowered = torch.cat([of_out, -shift], dim=-1)
-        at_logits = (lowered @ torch.cat([of_value, ones], dim=-1).mT).mul_(weights)
-        at_queries[some] = (at_logits @ of_key).mul_(scale)
-        at_keys[some] = at_logits.mT @ of_query
-        for window in at_logits if len(at_logits) < _MANY else [at_logits.sum(dim=0)]:
+    step = max(1, min(shape[0], _AT_ONCE * torch.get_num_threads() // bias.numel()))
+    space = queries.new_empty(2, step * len(bias), *bias.shape[1:])
+    for start in range(0, len(queries), space.shape[1]):
+        some = slice(start, start + space.shape[1])
+        query, key, value, of_out = (part[some] for part in (queries, keys, values, gradient))
+        weights, at_logits = space[:, : len(query)]
+        torch.bmm(query, key.mT, out=weights)
+        weights.view(-1, *bias.shape).add_(bias)
+        weights.clamp_(min=_NOTHING).exp_()
+        torch.bmm(weights.mT, of_out[..., :width], out=at_values[some])
+        torch.bmm(of_out, value.mT, out=at_logits)
+        at_logits.mul_(weights)
+        torch.bmm(at_logits, key[..., :width], out=at_queries[some])
+        torch.bmm(at_logits.mT, query[..., :width], out=at_keys[some])
+        each = at_logits.view(-1, *bias.shape)
+        for window in each if len(each) < _MANY else [each.sum(dim=0)]:
             at_bias += window
-    return at_queries, at_keys, at_values, at_bias.to(bias.dtype)
+    at_queries *= scale
+    return (
+        at_queries.view(shape).to(given[0]),
+        at_keys.view(seen).to(given[1]),
+        at_values.view(seen).to(given[2]),
+        at_bias.to(given[3]),
+    )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from voco.backbone import Backbone, BackboneConfig
 from voco.nn.channels_last import laid_out
+from voco.nn.convolution import use_own_convolutions
 from voco.nn.instance_norm import InstanceNorm3d
 from voco.shapes import Level, Volumes
 
@@ -78,6 +79,7 @@ class ResEncUNet(Backbone):
             "blocks": config.blocks,
         }
         network = ResidualEncoderUNet(**self.library_arguments)
+        use_own_convolutions(network)
         self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode(self, volumes: Volumes) -> list[Level]:

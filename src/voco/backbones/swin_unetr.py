@@ -14,6 +14,7 @@ from voco.backbone import BackboneConfig, MaskedBackbone
 from voco.backbones.residual_blocks import basic_block, up_block
 from voco.backbones.swin_blocks import stages
 from voco.nn.channels_last import laid_out
+from voco.nn.convolution import use_own_convolutions
 from voco.nn.masking import replaced
 from voco.shapes import Level, Volumes
 
@@ -124,6 +125,7 @@ class SwinUNETR(MaskedBackbone):
 
             kind = LegacySwinUNETR
         network = kind(**self.library_arguments)
+        use_own_convolutions(network)
         self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode(self, volumes: Volumes) -> list[Level]:

@@ -10,6 +10,7 @@ from pydantic import field_validator
 
 from voco.backbone import Backbone, BackboneConfig
 from voco.nn.channels_last import laid_out
+from voco.nn.convolution import use_own_convolutions
 from voco.nn.instance_norm import use_own_norms
 from voco.shapes import Level, Volumes
 
@@ -72,6 +73,7 @@ class UNet(Backbone):
         }
         network = BasicUNet(**self.library_arguments)
         use_own_norms(network)
+        use_own_convolutions(network)
         self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode(self, volumes: Volumes) -> list[Level]:

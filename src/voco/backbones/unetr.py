@@ -11,6 +11,7 @@ from torch import Tensor
 from voco.backbone import BackboneConfig, MaskedBackbone, TokenBackbone
 from voco.backbones.residual_blocks import basic_block, up_block
 from voco.nn.channels_last import laid_out
+from voco.nn.convolution import use_own_convolutions
 from voco.nn.cubes import cube_grid
 from voco.nn.instance_norm import use_own_norms
 from voco.nn.masking import replaced
@@ -121,6 +122,7 @@ class UNETR(TokenBackbone, MaskedBackbone):
         }
         network = unetr.UNETR(**self.library_arguments)
         use_own_norms(network)
+        use_own_convolutions(network)
         for block in network.vit.blocks:
             # MONAI builds this norm whether or not a block attends to something else; ours never
             # does, so it would wait for a gradient for ever.

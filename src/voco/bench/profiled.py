@@ -17,6 +17,7 @@ KINDS = (CONVOLUTION, ATTENTION, LINEAR, NORM, OPTIMIZER, REST, BETWEEN)
 """What seconds are added up by."""
 
 _CALLERS = {
+    "voco.nn.convolution": CONVOLUTION,
     "voco.nn.window_attention": ATTENTION,
     "voco.nn.instance_norm": NORM,
     "voco.nn.channels_last": NORM,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from voco.bench import memory, metrics, predicting, preparing, sampling
+from voco.bench.apart import measure_apart
 from voco.bench.ct import ct
 from voco.data.store import Preprocessing, Store
 from voco.data.windows import WindowsConfig
@@ -56,11 +57,19 @@ def test_the_same_crops_are_on_the_device(tmp_path, fit):
     store = sampling.small_store(tmp_path, (16, 16, 8), 300.0)
     config = WindowsConfig(fit=fit, foreground=False, workers=0)
     setting = sampling.Setting("x", (2, 2, 1), 8, 2, config)  # the window is the whole volume
-    subject = sampling.subject(store, tmp_path, setting)
-    first, second = subject.plain(), subject.ours()
+    sampling.leave(store, tmp_path, setting)
+    first = sampling.plain(tmp_path / "volume.npy", setting)()
+    second = sampling.ours(sampling.loader(store, setting), setting)()
     assert first.shape == (6, 1, 8, 8, 8)
     assert torch.allclose(first, second, atol=1e-6)
     assert first.std() > 0
+
+
+def test_samples_are_timed_in_processes_that_leave_the_same_crops(tmp_path):
+    (_, _, subject) = sampling.subjects(tmp_path, (40, 40, 20))
+    timing = measure_apart(subject, 1)
+    assert timing.plain_seconds > 0 < timing.ours_seconds
+    assert timing.equal == "same crops, largest difference 0e+00"
 
 
 def test_what_the_loader_holds_is_watched_over_many_steps(tmp_path):

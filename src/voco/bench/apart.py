@@ -2,12 +2,13 @@
 
 A process keeps what it once took from the system, so the most that it held says nothing about
 what it did last. Here every measurement is a fresh process that does one thing:
-``python -m MODULE FOLDER plain`` or ``ours`` warms up on something small, does its work, and
-prints one line of JSON (:func:`report`).
+``python -m MODULE FOLDER plain`` or ``ours`` warms up, does its work, and prints one line of JSON
+(:func:`report`).
 """
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -66,13 +67,27 @@ def measure_apart(subject: Apart, repeats: int) -> Timing:
     )
 
 
-def report(work: Callable[[], T]) -> T:
-    """Do the work of a process, and print how long it took and how much memory the process had."""
+def report(work: Callable[[], T], times: int = 1) -> T:
+    """Do the work of a process, and print how long it took and how much memory the process had.
+
+    Args:
+        work: What is timed.
+        times: How often; the median counts.
+
+    Returns:
+        What was made last.
+    """
+    seconds = [_timed(work)[1] for _ in range(times - 1)]
+    made, last = _timed(work)
+    median = statistics.median([*seconds, last])
+    print(json.dumps({"seconds": median, "peak_bytes": peak_bytes()}))  # noqa: T201 (its output)
+    return made
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
     began = time.perf_counter()
     made = work()
-    seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}))  # noqa: T201 (its output)
-    return made
+    return made, time.perf_counter() - began
 
 
 def peak_bytes() -> int:

@@ -89,11 +89,11 @@ def _measured(
         subjects += loss.subjects()
     if "views" in names:
         subjects += views.subjects()
-    if "sample" in names:
-        subjects += sampling.subjects(folder / "sample")
     if "metrics" in names:
         subjects += metrics.subjects()
     apart: list[Apart] = []
+    if "sample" in names:
+        apart += sampling.subjects(folder / "sample")
     if "prepare" in names:
         apart.append(preparing.subject(folder / "prepare"))
     if "predict" in names:

@@ -3,8 +3,12 @@
 What is compared is all that a training step waits for before crops are augmented. The plain way
 loads the volume that preparing left (a ``.npy`` in the network's range) and cuts one crop after
 the other with a transform of MONAI; ours is the loader of pre-training and the cut of all crops.
+Each runs in a process of its own, since ours is one that keeps freed memory, as training does.
+
+``python -m voco.bench.sampling FOLDER plain|ours``
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +18,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from voco.bench.apart import Apart, report
 from voco.bench.ct import write_ct
-from voco.bench.harness import Subject
 from voco.data.intensity import WindowIntensity
 from voco.data.loading import Share
 from voco.data.selection import Entry
 from voco.data.store import Store
 from voco.data.windows import Windows, WindowsConfig, window_batches
+from voco.engine.allocator import use_large_pages
 from voco.geometry import boxes_at, crop, grid_boxes
 from voco.shapes import Boxes, Shape3
 from voco.workflows.prepare import prepare
 
 CPU = torch.device("cpu")
 _ENDLESS = 1 << 30
+_WARM_UP, _SAMPLES = 5, 25
 
 Crops = Float[Tensor, "n 1 x y z"]
 
@@ -73,10 +79,10 @@ SETTINGS = (
 is brought to one size."""
 
 
-def subjects(folder: Path, shape: Shape3 = (240, 240, 400)) -> list[Subject]:
+def subjects(folder: Path, shape: Shape3 = (240, 240, 400)) -> list[Apart]:
     """One subject per setting, on a torso at 1.5 mm."""
     store = small_store(folder, shape, 600.0)
-    return [subject(store, folder, setting) for setting in SETTINGS]
+    return [subject(store, folder / setting.name, setting) for setting in SETTINGS]
 
 
 def small_store(folder: Path, shape: Shape3, length_mm: float) -> Store:
@@ -87,27 +93,30 @@ def small_store(folder: Path, shape: Shape3, length_mm: float) -> Store:
     return Store(folder / "store")
 
 
-def subject(store: Store, folder: Path, setting: Setting) -> Subject:
-    """Crops of one window of the only case of a store."""
-    case = store.cases["ct"]
-    windows = loader(store, setting)
-    cache = folder / f"{setting.name}.npy"
-    if setting.config.fit == "resize":
-        # What preparing leaves on the plain way: the whole body, resampled once and for all.
-        np.save(cache, next(window_batches(windows, CPU, 0, 0, 1))[0].numpy())
-    else:
-        low, width = WindowIntensity().low, WindowIntensity().high - WindowIntensity().low
-        np.save(cache, ((store.read("ct") - np.float32(low)) / np.float32(width)).clip(0, 1))
-    sizes = ["x".join(map(str, sides)) for sides in (setting.window, case.shape)]
-    how = "resampled from" if setting.config.fit == "resize" else "anywhere in"
-    return Subject(
+def subject(store: Store, folder: Path, setting: Setting) -> Apart:
+    """Crops of one window of the only case of a store; its folder is named as the setting."""
+    folder.mkdir(parents=True, exist_ok=True)
+    leave(store, folder, setting)
+    sizes = ["x".join(map(str, sides)) for sides in (setting.window, store.cases["ct"].shape)]
+    resized = setting.config.fit == "resize"
+    return Apart(
         name=setting.name,
         what=f"{max(1, len(setting.boxes()))} crops of {setting.side} cubed on the device, of a "
-        f"window of {sizes[0]} {how} {sizes[1]} voxels",
-        plain=plain(cache, setting),
-        ours=ours(windows, setting),
-        equal=difference if setting.config.fit == "resize" else lambda *_: "other random places",
+        f"window of {sizes[0]} {'resampled from' if resized else 'anywhere in'} {sizes[1]} voxels",
+        module="voco.bench.sampling",
+        folder=folder,
+        equal=difference if resized else lambda _: "other random places",
     )
+
+
+def leave(store: Store, folder: Path, setting: Setting) -> None:
+    """Write what preparing leaves on the plain way: a volume in the network's range."""
+    if setting.config.fit == "resize":  # the whole body, resampled once and for all
+        volume = next(window_batches(loader(store, setting), CPU, 0, 0, 1))[0].numpy()
+    else:
+        low, width = WindowIntensity().low, WindowIntensity().high - WindowIntensity().low
+        volume = ((store.read("ct") - np.float32(low)) / np.float32(width)).clip(0, 1)
+    np.save(folder / "volume.npy", volume)
 
 
 def loader(store: Store, setting: Setting) -> Windows:
@@ -146,6 +155,24 @@ def ours(windows: Windows, setting: Setting) -> Callable[[], Crops]:
     return sample
 
 
-def difference(first: Crops, second: Crops) -> str:
-    """The largest one."""
-    return f"same crops, largest difference {float((first - second).abs().max()):.0e}"
+def difference(folder: Path) -> str:
+    """The largest one of the crops that both took last."""
+    first, second = (np.load(folder / f"{way}.npy") for way in ("plain", "ours"))
+    return f"same crops, largest difference {float(np.abs(first - second).max()):.0e}"
+
+
+def main(folder: Path, way: str) -> None:
+    """One way, in this process: the median of many samples."""
+    setting = next(each for each in SETTINGS if each.name == folder.name)
+    if way == "plain":
+        sample = plain(folder / "volume.npy", setting)
+    else:
+        use_large_pages()
+        sample = ours(loader(Store(folder.parent / "store"), setting), setting)
+    for _ in range(_WARM_UP):
+        sample()
+    np.save(folder / f"{way}.npy", report(sample, _SAMPLES).numpy())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from voco.data.imageio import write_image
 from voco.data.store import Store
@@ -64,6 +65,16 @@ def content_of(path):
         )
         for name, case in store.cases.items()
     }
+
+
+def test_whoever_prepares_goes_on_with_as_many_threads_as_before(scans, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        prepare(scans, tmp_path / "store", workers=1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_scans_become_cases_in_ras_at_the_spacing_asked_for(scans, tmp_path):

@@ -68,8 +68,8 @@ def take(job: Job, store: Path) -> Outcome:
 
     Writes the arrays; whoever calls adds the case.
     """
-    # Cases run side by side: one thread each.
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # cases run side by side: one thread each
     try:
         return _take(job, Store(store))
     except (VocoError, MemoryError, OSError) as error:
@@ -77,6 +77,8 @@ def take(job: Job, store: Path) -> Outcome:
     except Exception as error:  # noqa: BLE001 (one scan must not end the work on all the others)
         reason = f"unexpected {type(error).__name__}: {error}. Please report this as a bug"
         return Outcome(job, "refused", reason=reason)
+    finally:
+        torch.set_num_threads(threads)  # whoever prepares in its own process goes on with all
 
 
 def make_case(job: Job, store: Store, digest: str) -> Case:

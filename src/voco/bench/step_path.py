@@ -1,9 +1,9 @@
 """One way through a training step, in a process of its own: allocator and peak memory are those.
 
-``python -m voco.bench.step_path FOLDER plain|ours REPEATS`` reads ``case.json``, warms up with steps
-that change nothing, then takes ``REPEATS`` steps, and prints one line of JSON. The gradients of the
-first go to ``plain.safetensors`` or ``ours.safetensors``. ``FOLDER profiled 1`` watches one step of
-ours instead, and prints the seconds of every kind of operator.
+``python -m voco.bench.step_path FOLDER plain|ours REPEATS`` reads ``case.json``, warms up with
+steps that change nothing, then takes ``REPEATS`` steps, and prints one line of JSON. The gradients
+of the first go to ``plain.safetensors`` or ``ours.safetensors``. ``FOLDER profiled 1`` watches one
+step of ours instead, and prints the seconds of every kind of operator.
 """
 
 import json

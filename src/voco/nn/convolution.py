@@ -33,9 +33,8 @@ class Conv3d(nn.Conv3d):
         """The convolution of features, channels last if they are."""
         if not self._few_places(input):
             return super().forward(input)
-        mixed = (
-            torch.is_autocast_enabled("cpu") and input.dtype != torch.float64
-        )  # as autocast has it
+        # Autocast leaves float64 to itself.
+        mixed = torch.is_autocast_enabled("cpu") and input.dtype != torch.float64
         dtype = torch.get_autocast_dtype("cpu") if mixed else input.dtype
         stride, padding = _three(self.stride), _three(self.padding)
         return _Product.apply(input, self.weight, self.bias, stride, padding, dtype)

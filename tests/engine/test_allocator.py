@@ -1,18 +1,23 @@
 """What is set holds for a whole process, so every test asks one of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from voco.engine.allocator import environment, has_thread_cache
+
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGES = ENABLED.read_text() if ENABLED.exists() else "[never]"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's and Linux's memory")
 
+TUNABLES = environment(thread_cache=False)["GLIBC_TUNABLES"]
+
 START = """
-import ctypes, os, resource
+import ctypes, os, random, resource, sys
 import torch
 from voco.engine.allocator import keep_freed_pages, use_large_pages
 
@@ -53,7 +58,74 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(1 << 25)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    assert int(said(code)) < 100  # of 32768
+    assert int(said(code, GLIBC_TUNABLES=TUNABLES)) < 100  # of 32768
+
+
+CROWD = """
+keep_freed_pages()
+heap = lambda: kilobytes("VmSize", "/proc/self/status")
+before, draw = heap(), random.Random(0)
+small, blocks = [], []
+for _ in range(20_000):  # like a step: blocks of a few sizes come and go, small things stay
+    blocks.append(torch.empty(draw.choice([1, 2, 3]) << 20, dtype=torch.uint8))
+    small += [torch.empty(0) for _ in range(3)]
+    if len(blocks) > 100:
+        del blocks[draw.randrange(100)]
+print(heap() - before)
+"""
+
+
+def test_without_the_cache_of_small_blocks_a_block_fits_where_one_of_its_size_was():
+    used = 100 * 2 * 1024  # kB; with the cache, glibc 2.36 takes 10 to 100 times as much
+    assert used < int(said(CROWD, GLIBC_TUNABLES=TUNABLES)) < 5 * used
+
+
+def test_a_program_starts_anew_without_the_cache_once():
+    code = """
+from voco.engine.allocator import has_thread_cache, leave_thread_cache
+print("begun", flush=True)
+leave_thread_cache()
+print(has_thread_cache(), sys.argv)
+"""
+    assert said(code).split("\n") == ["begun", "begun", "False ['-c']"]
+
+
+def test_a_cache_that_the_user_sets_stays():
+    code = """
+from voco.engine.allocator import has_thread_cache, leave_thread_cache
+leave_thread_cache()
+print(has_thread_cache(), os.environ["GLIBC_TUNABLES"])
+"""
+    set_by_user = "glibc.malloc.tcache_count=3"
+    assert said(code, GLIBC_TUNABLES=set_by_user) == f"True {set_by_user}"
+
+
+def test_where_the_program_cannot_start_anew_it_goes_on():
+    code = """
+from voco.engine.allocator import has_thread_cache, leave_thread_cache
+sys.executable = "/nonexistent/python"
+leave_thread_cache()
+print(has_thread_cache())
+"""
+    assert said(code) == "True"
+
+
+def test_the_command_line_runs_without_the_cache():
+    code = """
+import atexit, runpy
+atexit.register(lambda: print(os.environ["GLIBC_TUNABLES"]))
+sys.argv = ["voco", "--version"]
+runpy.run_module("voco", run_name="__main__")
+"""
+    assert said(code).split("\n")[1:] == ["glibc.malloc.tcache_count=0"]
+
+
+def test_other_settings_of_glibc_are_kept(monkeypatch):
+    other = "glibc.malloc.check=1"
+    monkeypatch.setenv("GLIBC_TUNABLES", f"{other}:glibc.malloc.tcache_count=0")
+    assert not has_thread_cache()
+    assert environment(thread_cache=False) == dict(os.environ)
+    assert environment(thread_cache=True) == {**os.environ, "GLIBC_TUNABLES": other}
 
 
 @pytest.mark.skipif("[never]" in PAGES, reason="this system has no large pages")

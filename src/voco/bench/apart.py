@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from voco.bench.harness import Timing, summed_up
+from voco.engine.allocator import environment
 from voco.errors import UsageError
 
 T = TypeVar("T")
@@ -102,7 +103,9 @@ def peak_bytes() -> int:
 
 def _run(subject: Apart, way: str) -> dict[str, Any]:
     command = [sys.executable, "-m", subject.module, str(subject.folder), way]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    # Ours is as the program runs it, the other as one begins that knows nothing of this.
+    variables = environment(thread_cache=way == "plain")
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=variables)
     if done.returncode:
         raise UsageError(
             f"'{' '.join(command)}' ended with status {done.returncode}. If nothing is said above, "

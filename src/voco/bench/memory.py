@@ -19,6 +19,7 @@ import torch
 from voco.bench.sampling import CPU, Setting, loader, small_store
 from voco.data.store import Store
 from voco.data.windows import WindowsConfig, window_batches
+from voco.engine.allocator import environment
 
 STEPS, WARM_UP, EVERY = 10_000, 2_000, 250
 SETTING = Setting("memory", (2, 2, 1), 8, 0, WindowsConfig(fit="crop"))
@@ -82,7 +83,8 @@ def _held_bytes() -> int:
 
 def _in_a_process(folder: Path, workers: int, steps: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "voco.bench.memory", str(folder), str(workers), str(steps)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    variables = environment(thread_cache=False)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables)
     return json.loads(done.stdout.splitlines()[-1])
 
 

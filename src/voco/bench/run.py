@@ -87,11 +87,11 @@ def _measured(
         subjects += scans.subjects()
     if "loss" in names:
         subjects += loss.subjects()
-    if "views" in names:
-        subjects += views.subjects()
     if "metrics" in names:
         subjects += metrics.subjects()
     apart: list[Apart] = []
+    if "views" in names:
+        apart.append(views.subject(folder / "views"))
     if "sample" in names:
         apart += sampling.subjects(folder / "sample")
     if "prepare" in names:

@@ -31,6 +31,7 @@ from voco.bench.step_path import (
     plain_module,
     prepare,
 )
+from voco.engine.allocator import environment
 from voco.errors import VocoError
 from voco.tasks.segmentation import Segmentation
 
@@ -119,7 +120,8 @@ def exactness(case: StepCase) -> dict[str, float]:
 def _process(folder: Path, which: str) -> dict[str, Any]:
     """One path in a process of its own."""
     command = [sys.executable, "-m", "voco.bench.step_path", str(folder), which, "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    variables = environment(thread_cache=which == "plain")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     if done.returncode:
         raise VocoError(f"the {which} path failed ({done.returncode}): {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -19,7 +19,11 @@ from lightning_fabric import Fabric
 
 from voco.config import flat, read_yaml, to_yaml
 from voco.data.store import write_atomically
-from voco.engine.allocator import keep_freed_pages, use_large_pages
+from voco.engine.allocator import (
+    has_thread_cache,
+    keep_freed_pages,
+    use_large_pages,
+)
 from voco.engine.settings import TrainingConfig
 from voco.engine.trackers import check_trackers
 from voco.errors import ConfigError, UsageError, VocoError
@@ -50,6 +54,9 @@ _PACKAGES = (
     "blosc2",
     "safetensors",
 )
+
+_MEMORY = ("keeps_freed_pages", "large_pages", "thread_cache")
+"""How memory is taken: speed depends on it, not a bit of any value."""
 
 _DRAFT = re.compile(r"\.[a-z]+\.(yaml|json|jsonl|safetensors)\.\d+")
 """Names under which files are written before they are renamed."""
@@ -249,8 +256,7 @@ def _note_resumption(path: Path, fabric: Fabric) -> None:
     }
     known["resumed"] = [*known.get("resumed", []), {"host": now["host"], **changed}]
     write_atomically(file, json.dumps(known, indent=2).encode())
-    if changed:
-        names = ", ".join(changed)
+    if names := ", ".join(key for key in changed if key not in _MEMORY):
         text = f"voco: other {names} than when the run began: the last bits may differ."
         print(text, file=sys.stderr)  # noqa: T201
 
@@ -266,9 +272,17 @@ def environment_of(fabric: Fabric) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(fabric.device) if on_gpu else _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "keeps_freed_pages": not on_gpu and keep_freed_pages(),
-        "large_pages": not on_gpu and use_large_pages(),
+        **dict(zip(_MEMORY, _memory(on_gpu=on_gpu), strict=True)),
     }
+
+
+def _memory(*, on_gpu: bool) -> tuple[bool, bool, bool]:
+    """As :data:`_MEMORY` names them; whoever uses a GPU is left with what the system does."""
+    return (
+        not on_gpu and keep_freed_pages(),
+        not on_gpu and use_large_pages(),
+        has_thread_cache(),
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -99,6 +99,18 @@ def test_a_changed_machine_is_noted(tmp_path, capsys):
     assert json.loads(file.read_text())["resumed"][0]["threads"] == known["threads"]
 
 
+def test_memory_that_is_taken_otherwise_is_noted_but_no_reason_to_warn(tmp_path, capsys):
+    run = opened(tmp_path / "run")
+    file = run.path / "environment.json"
+    known = json.loads(file.read_text())
+    before = {name: not known[name] for name in ("large_pages", "thread_cache")}
+    file.write_text(json.dumps({**known, **before}))
+    opened(tmp_path / "run", resume=True)
+    assert capsys.readouterr().err == ""
+    noted = json.loads(file.read_text())["resumed"][0]
+    assert {name: noted[name] for name in before} == {name: known[name] for name in before}
+
+
 def test_resume_and_overwrite_exclude_each_other(tmp_path):
     with pytest.raises(UsageError, match="exclude each other"):
         opened(tmp_path / "run", resume=True, overwrite=True)

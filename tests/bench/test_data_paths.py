@@ -72,6 +72,18 @@ def test_samples_are_timed_in_processes_that_leave_the_same_crops(tmp_path):
     assert timing.equal == "same crops, largest difference 0e+00"
 
 
+def test_the_parts_of_a_sample_are_those_that_it_has(tmp_path):
+    store = sampling.small_store(tmp_path, (40, 40, 20), 300.0)
+    found = {each.name: sampling.parts(store, each) for each in sampling.SETTINGS}
+    have = {name: {part for part, spent in row.items() if spent} for name, row in found.items()}
+    whole = set(sampling.PARTS)
+    assert have["sample-v1"] == whole
+    assert have["sample-v2"] == whole - {"resampling"}
+    assert have["sample"] == whole - {"resampling", "cutting"}
+    lines = sampling.page({"x": dict.fromkeys(sampling.PARTS, 0.0015)})
+    assert lines[-1] == "| `x` | 1.5 | 1.5 | 1.5 | 1.5 | 6.0 |"
+
+
 def test_what_the_loader_holds_is_watched_over_many_steps(tmp_path):
     store = sampling.small_store(tmp_path, (24, 24, 24), 300.0)
     row = memory.watch(store, 0, 600)

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ def fabric():
 
 
 def logged(fabric, folder, *, every=2, done=0, stop=7, hooks=()):
+    folder.mkdir(exist_ok=True)
     log = Log(fabric, folder, every, volumes=4, done=done)
     learn(
         follower(),
@@ -36,6 +38,20 @@ def test_a_line_holds_what_is_promised(fabric, tmp_path):
     assert set(line["losses"]) == {"near", "small"}
     assert line["loss"] == pytest.approx(sum(line["losses"].values()))
     assert set(line["health"]) == {"spread"}
+
+
+def test_the_share_of_waiting_for_data_is_logged(fabric, tmp_path):
+    def slow(stream):
+        for number in stream:
+            time.sleep(0.1)
+            yield number
+
+    log = Log(fabric, tmp_path, 2, volumes=4, done=0)
+    learn(follower(), slow(numbers(0, 6)), steps=range(6), fabric=fabric, hooks=(log,))
+    fast = logged(fabric, tmp_path / "fast", stop=6)
+    waited = read_log(tmp_path / "log.jsonl")
+    assert all(0.2 < line["data_share"] <= 1 for line in waited[1:])
+    assert all(0 <= line["data_share"] < 0.2 for line in fast[1:])
 
 
 def test_a_resumed_log_is_cut_to_the_checkpoint_and_has_no_line_twice(fabric, tmp_path):

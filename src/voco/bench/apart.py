@@ -78,14 +78,15 @@ def report(work: Callable[[], T], times: int = 1) -> T:
     Returns:
         What was made last.
     """
-    seconds = [_timed(work)[1] for _ in range(times - 1)]
-    made, last = _timed(work)
+    seconds = [timed(work)[1] for _ in range(times - 1)]
+    made, last = timed(work)
     median = statistics.median([*seconds, last])
     print(json.dumps({"seconds": median, "peak_bytes": peak_bytes()}))  # noqa: T201 (its output)
     return made
 
 
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What work made, and its seconds."""
     began = time.perf_counter()
     made = work()
     return made, time.perf_counter() - began

@@ -101,6 +101,8 @@ def _measured(
     timings = [measure(subject, repeats) for subject in subjects]
     timings += [measure_apart(subject, repeats) for subject in apart]
     results["timings"] = [timing.row() for timing in timings]
+    if "sample" in names:
+        results["sample"] = sampling.parts_of_all(folder / "sample")
     if "memory" in names:
         results["memory"] = memory.rows(folder / "memory")
     if steps:
@@ -126,6 +128,8 @@ def _page(results: dict[str, Any]) -> str:
         if held := [timing for timing in timings if timing.ours_bytes]:
             lines += ["", "| peak memory of a process | plain, GB | voco, GB | ratio |"]
             lines += ["|---|---|---|---|", *map(_bytes_row, held)]
+    if "sample" in results:
+        lines += ["", *sampling.page(results["sample"])]
     if "memory" in results:
         lines += ["", *memory.page(results["memory"])]
     if "store" in results:

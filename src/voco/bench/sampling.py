@@ -5,11 +5,16 @@ loads the volume that preparing left (a ``.npy`` in the network's range) and cut
 the other with a transform of MONAI; ours is the loader of pre-training and the cut of all crops.
 Each runs in a process of its own, since ours is one that keeps freed memory, as training does.
 
-``python -m voco.bench.sampling FOLDER plain|ours``
+``python -m voco.bench.sampling FOLDER plain|ours``; ``parts`` in their place prints where the
+seconds of ours go.
 """
 
+import itertools
+import json
+import statistics
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +23,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from voco.bench.apart import Apart, report
+from voco.bench.apart import Apart, report, timed
 from voco.bench.ct import write_ct
 from voco.data.intensity import WindowIntensity
 from voco.data.loading import Share
+from voco.data.resampling import interpolated
 from voco.data.selection import Entry
 from voco.data.store import Store
 from voco.data.windows import Windows, WindowsConfig, window_batches
-from voco.engine.allocator import use_large_pages
+from voco.engine.allocator import environment, use_large_pages
+from voco.errors import VocoError
 from voco.geometry import boxes_at, crop, grid_boxes
 from voco.shapes import Boxes, Shape3
 from voco.workflows.prepare import prepare
@@ -33,6 +40,9 @@ from voco.workflows.prepare import prepare
 CPU = torch.device("cpu")
 _ENDLESS = 1 << 30
 _WARM_UP, _SAMPLES = 5, 25
+
+PARTS = ("reading", "resampling", "to the network's range", "cutting")
+"""What a sample is made of, in its order."""
 
 Crops = Float[Tensor, "n 1 x y z"]
 
@@ -155,6 +165,55 @@ def ours(windows: Windows, setting: Setting) -> Callable[[], Crops]:
     return sample
 
 
+def parts(store: Store, setting: Setting) -> dict[str, float]:
+    """Seconds of each part of our sample, each taken many times by itself: their medians."""
+    windows, boxes, numbers = loader(store, setting), setting.boxes(), itertools.count()
+    packed = windows[0]
+    if isinstance(packed, VocoError):
+        raise packed
+    volumes, case = packed.unpack(CPU), windows.cut(0)[0]
+    body = torch.from_numpy(store.read(case.id, case.foreground))
+    resized = setting.config.fit == "resize"
+    resampling = _median(lambda: interpolated(body, setting.window)) if resized else 0.0
+    seconds = (
+        _median(lambda: windows.cut(next(numbers))) - resampling,
+        resampling,
+        _median(lambda: packed.unpack(CPU)),
+        _median(lambda: crop(volumes, boxes[None])) if len(boxes) else 0.0,
+    )
+    return dict(zip(PARTS, seconds, strict=True))
+
+
+def _median(work: Callable[[], object]) -> float:
+    return statistics.median([timed(work)[1] for _ in range(_WARM_UP + _SAMPLES)][_WARM_UP:])
+
+
+def parts_of_all(folder: Path) -> dict[str, dict[str, float]]:
+    """Where the seconds of the subjects that are in a folder go, by their names."""
+    return {setting.name: _parts_apart(folder / setting.name) for setting in SETTINGS}
+
+
+def _parts_apart(folder: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "voco.bench.sampling", str(folder), "parts"]
+    variables = environment(thread_cache=False)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def page(found: dict[str, dict[str, float]]) -> list[str]:
+    """The parts as a table."""
+    return [
+        f"| our sample, ms | {' | '.join(PARTS)} | together |",
+        "|---" * (len(PARTS) + 2) + "|",
+        *(_parts_line(name, [1e3 * row[part] for part in PARTS]) for name, row in found.items()),
+    ]
+
+
+def _parts_line(name: str, values: Sequence[float]) -> str:
+    cells = [f"{value:.1f}" if value else "" for value in values]
+    return f"| `{name}` | {' | '.join(cells)} | {sum(values):.1f} |"
+
+
 def difference(folder: Path) -> str:
     """The largest one of the crops that both took last."""
     first, second = (np.load(folder / f"{way}.npy") for way in ("plain", "ours"))
@@ -168,6 +227,9 @@ def main(folder: Path, way: str) -> None:
         sample = plain(folder / "volume.npy", setting)
     else:
         use_large_pages()
+        if way == "parts":
+            print(json.dumps(parts(Store(folder.parent / "store"), setting)))  # noqa: T201
+            return
         sample = ours(loader(Store(folder.parent / "store"), setting), setting)
     for _ in range(_WARM_UP):
         sample()

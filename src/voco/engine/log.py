@@ -17,7 +17,7 @@ from voco.engine.loop import NORM, Record, averaged
 from voco.engine.trackers import Trackers
 from voco.task import Health
 
-TIMES = ("volumes_per_second", "seconds", "memory_bytes")
+TIMES = ("volumes_per_second", "data_share", "seconds", "memory_bytes")
 """Fields that differ between two runs of the same recipe."""
 
 
@@ -26,8 +26,10 @@ class Log:
 
     Fields: ``step`` (steps done), ``loss``, ``losses`` by name, ``gradient_norm`` (before
     clipping), ``lr``, ``health``, what other hooks added (``holdout``), and :data:`TIMES`:
-    volumes per second since the line before, over all processes; seconds of training, earlier
-    parts of a resumed run included; most memory so far (of the GPU, or of the process).
+    volumes per second since the line before, over all processes; the share of that time in which
+    the first process waited for a micro-batch (on a GPU, which has work queued, at most so much was
+    lost); seconds of training, earlier parts of a resumed run included; most memory so far (of the
+    GPU, or of the process).
 
     Args:
         fabric: Averages over processes; its first process writes.
@@ -51,20 +53,22 @@ class Log:
         self._fabric, self._every, self._volumes = fabric, every, volumes
         self._file = folder / "log.jsonl"
         self._last_step, self._last_time = done, time.monotonic()
-        self._seconds = 0.0
+        self._seconds = self._waited = 0.0
         self._trackers, self._finished = trackers or Trackers({}), False
         if fabric.is_global_zero:
             self._seconds = _cut(self._file, done)
 
     def __call__(self, record: Record) -> None:
         """Write a line, if one is due."""
+        self._waited += record.waited_seconds
         if not (record.done == 1 or record.due(self._every) or record.figures):
             return
         losses = dict(record.ledger.settle())
         norm = losses.pop(NORM)
         health = _averaged(self._fabric, record.health)
         now = time.monotonic()
-        seconds = now - self._last_time
+        seconds = max(now - self._last_time, 1e-9)
+        waited, self._waited = self._waited, 0.0
         steps = record.done - self._last_step
         self._seconds += seconds
         self._last_step, self._last_time = record.done, now
@@ -78,7 +82,8 @@ class Log:
                 "lr": record.lr,
                 "health": health,
                 **record.figures,
-                "volumes_per_second": steps * self._volumes / max(seconds, 1e-9),
+                "volumes_per_second": steps * self._volumes / seconds,
+                "data_share": min(1.0, waited / seconds),
                 "seconds": self._seconds,
                 "memory_bytes": memory_bytes(self._fabric.device),
             }

@@ -6,7 +6,8 @@ end with the same bits as one that was never stopped.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -89,6 +90,7 @@ class Record:
         lr: Learning rate of the step.
         ledger: :meth:`Ledger.settle` gives the losses as numbers; whoever writes something
             calls it first, so that nothing broken is written.
+        waited_seconds: How long the step waited until its micro-batches were on the device.
         figures: What hooks add, by section (``holdout``): it goes into the log line of the step.
     """
 
@@ -97,6 +99,7 @@ class Record:
     health: Health
     lr: float
     ledger: Ledger
+    waited_seconds: float
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def due(self, every: int) -> bool:
@@ -146,9 +149,12 @@ def fit(
         parts = _steps(fabric, config, number, steps.stop, seed)
         task.before_step(parts[0])
         outcomes: list[Outcome] = []
+        waited = 0.0
         for part in parts:
+            batch, seconds = _waited_for(stream)
+            waited += seconds
             with fabric.no_backward_sync(network, enabled=part is not parts[-1]):
-                outcome = network(next(stream), part)
+                outcome = network(batch, part)
                 loss = torch.stack(list(outcome.losses.values())).sum()
                 fabric.backward(loss / config.accumulate)
             outcomes.append(outcome)
@@ -162,7 +168,7 @@ def fit(
         stepper.zero_grad()
         task.after_step(parts[0])
         health = _mean([outcome.health for outcome in outcomes])
-        record = Record(number + 1, steps.stop, health, lr, ledger)
+        record = Record(number + 1, steps.stop, health, lr, ledger, waited)
         for hook in hooks:
             hook(record)
     ledger.settle()
@@ -172,6 +178,13 @@ def _shown(fabric: Fabric, steps: range, what: str) -> Iterable[int]:
     if not fabric.is_global_zero:
         return steps
     return track(steps, what, total=steps.stop, start=steps.start)
+
+
+def _waited_for(stream: Iterator[Any]) -> tuple[Any, float]:
+    """The next micro-batch, and how long it took to come."""
+    began = time.perf_counter()
+    batch = next(stream)
+    return batch, time.perf_counter() - began
 
 
 def _steps(

@@ -287,6 +287,7 @@ def _facts(run: RunTables) -> dict[str, str]:
         "seed": recipe.get("seed"),
         "time": words.duration(run.log[-1]["seconds"]) if run.log else None,
         "throughput": _throughput(run.log),
+        "waiting for data": _waiting(run.log),
         "most memory": words.size(run.log[-1]["memory_bytes"]) if run.log else None,
         "machine": _machine(environment),
         "versions": ", ".join(
@@ -344,6 +345,11 @@ def _batch(run: RunTables) -> str | None:
 def _throughput(log: Sequence[Line]) -> str | None:
     rates = [line["volumes_per_second"] for line in log[1:] if "volumes_per_second" in line]
     return f"{statistics.median(rates):.2f} volumes/s (median)" if rates else None
+
+
+def _waiting(log: Sequence[Line]) -> str | None:
+    shares = [line["data_share"] for line in log[1:] if "data_share" in line]
+    return f"{statistics.median(shares):.1%} of the time (median)" if shares else None
 
 
 def _machine(environment: Mapping[str, Any]) -> str:

@@ -306,7 +306,7 @@ def die(job, store):
 def test_a_scan_that_kills_its_process_is_refused_and_the_rest_is_taken(
     scans, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(workflow, "take", die)
+    monkeypatch.setattr(workflow, "take_next", die)
     report = workflow.prepare(scans, tmp_path / "store", workers=2)
     assert (report.taken, report.refused) == (2, 1)
     assert "process was killed" in report.refusals[0][1]

@@ -2,6 +2,7 @@
 
 One core each. The plain way leaves a float32 ``.npy`` in the network's range; ours is what
 ``voco prepare`` does with a scan: read, check, resample, cut to the body, statistics, compress.
+Both prepare it several times over, as one prepares many scans in a process.
 
 ``python -m voco.bench.preparing FOLDER plain|ours``
 """
@@ -14,13 +15,16 @@ import torch
 
 from voco.bench.apart import Apart, report
 from voco.bench.ct import write_ct
-from voco.data.intake import Job, Outcome, take
+from voco.data.intake import Job, Outcome
 from voco.data.source import Source
 from voco.data.store import Preprocessing, Store
 from voco.shapes import Shape3
+from voco.workflows.prepare import take_next
 
 LOW_HU, HIGH_HU = -175.0, 250.0
 SPACING_MM = (1.5, 1.5, 1.5)
+_SCANS = 3
+
 PREPROCESSING = Preprocessing(spacing_mm=SPACING_MM, foreground=True)
 
 
@@ -65,7 +69,7 @@ def plain(scan: Path, out: Path) -> None:
 def ours(scan: Path, store: Path) -> Outcome:
     """What a worker of ``voco prepare`` does with a scan."""
     name = scan.name.removesuffix(".nii.gz")
-    return take(Job(Source(id=name, images=(scan,)), str(scan), name, scan), store)
+    return take_next(Job(Source(id=name, images=(scan,)), str(scan), name, scan), store)
 
 
 def means(folder: Path) -> tuple[float, float]:
@@ -87,11 +91,11 @@ def main(folder: Path, way: str) -> None:
     torch.set_num_threads(1)
     if way == "plain":
         plain(folder / "small.nii.gz", folder / "small.npy")
-        report(lambda: plain(folder / "ct.nii.gz", folder / "plain.npy"))
+        report(lambda: plain(folder / "ct.nii.gz", folder / "plain.npy"), _SCANS)
         return
     store = Store.create(folder / "store", PREPROCESSING)
     ours(folder / "small.nii.gz", store.path)
-    outcome = report(lambda: ours(folder / "ct.nii.gz", store.path))
+    outcome = report(lambda: ours(folder / "ct.nii.gz", store.path), _SCANS)
     if outcome.case is None:
         raise RuntimeError(outcome.reason)
 

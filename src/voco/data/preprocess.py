@@ -17,7 +17,15 @@ from torch import Tensor
 
 from voco.data.encoding import Encoding, choose_encoding, describe, histogram
 from voco.data.foreground import Box, body_box, body_threshold
-from voco.data.resampling import Slab, resized, resized_labels, slabs, stretch, winners
+from voco.data.resampling import (
+    Slab,
+    resize_into,
+    resized,
+    resized_labels,
+    slabs,
+    stretch,
+    winners,
+)
 from voco.data.store import ChannelStatistics, Preprocessing
 from voco.geometry import Grid
 from voco.shapes import Shape3, Spacing
@@ -78,7 +86,7 @@ def prepare_volume(
     encodings = [choose_encoding(channel, modality) for channel in upright.array]
     stored = np.empty((len(encodings), *grid.shape), np.int16)
     for place, (channel, encoding) in enumerate(zip(upright.array, encodings, strict=True)):
-        stored[place] = resized(channel[None], grid.shape, np.int16, encoding.stored)[0]
+        resize_into(stored[place : place + 1], channel[None], encoding.stored)
     classes = None if label is None else _prepare_label(label, image.grid, grid.shape)
     counts = [histogram(channel) for channel in stored]
     above = [

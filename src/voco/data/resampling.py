@@ -75,11 +75,26 @@ def resized(
         before: Applied to each slab of the source before it becomes float32.
     """
     made = np.empty((len(source), *shape), dtype)
+    resize_into(made, source, before)
+    return made
+
+
+def resize_into(
+    made: Shaped[np.ndarray, "c _ _ _"],
+    source: Shaped[np.ndarray, "c x y z"],
+    before: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
+) -> None:
+    """Fill an array with an image in its number of voxels, as :func:`resized` gives it.
+
+    Args:
+        made: What is filled.
+        source: The image; a flipped or transposed view will do.
+        before: Applied to each slab of the source before it becomes float32.
+    """
     if _first_axis_is_fastest(source):
         _resize(source.transpose(0, 3, 2, 1), made.transpose(0, 3, 2, 1), before)
     else:
         _resize(source, made, before)
-    return made
 
 
 def interpolated(source: Int16[Tensor, "c x y z"], shape: Shape3) -> Int16[Tensor, "c _ _ _"]:

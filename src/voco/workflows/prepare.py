@@ -22,6 +22,7 @@ from voco.data.source import Refused, Source
 from voco.data.sources import completed, discover
 from voco.data.splits import with_splits
 from voco.data.store import Case, Preprocessing, Store
+from voco.engine.allocator import keep_freed_pages
 from voco.errors import DataError, UsageError
 from voco.progress import track
 from voco.shapes import Spacing
@@ -279,10 +280,19 @@ def _names(found: Mapping[str, Source], known: Mapping[str, Case]) -> dict[str, 
     return names
 
 
+def take_next(job: Job, store: Path) -> Outcome:
+    """Bring one of many sources into a store: the memory of one serves the next.
+
+    As :func:`voco.data.intake.take`.
+    """
+    keep_freed_pages()
+    return take(job, store)
+
+
 def _work(jobs: Sequence[Job], store: Path, workers: int | None) -> Iterator[Outcome]:
     count = min(workers or _cores(), len(jobs))
     if count <= 1:
-        yield from (take(job, store) for job in jobs)
+        yield from (take_next(job, store) for job in jobs)
         return
     left = dict(enumerate(jobs))
     while left:
@@ -303,7 +313,7 @@ def _side_by_side(
         # joblib's declared types lag behind its documentation.
         pool: Any = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=workers)  # pyright: ignore[reportArgumentType]
         run = delayed(_numbered)
-        yield from pool(run(take, number, job, store) for number, job in list(jobs.items()))
+        yield from pool(run(take_next, number, job, store) for number, job in list(jobs.items()))
 
 
 def _numbered(
@@ -315,7 +325,7 @@ def _numbered(
 def _alone(job: Job, store: Path) -> Outcome:
     """A job in a process of its own that may die."""
     try:
-        return get_reusable_executor(max_workers=1).submit(take, job, store).result()
+        return get_reusable_executor(max_workers=1).submit(take_next, job, store).result()
     except TerminatedWorkerError:
         reason = "its process was killed, most likely for want of memory"
         return Outcome(job, "refused", reason=reason)

@@ -465,6 +465,14 @@ def test_a_gzip_file_of_several_streams_is_read_whole(tmp_path):
     assert np.array_equal(whole.array, several.array)
 
 
+@pytest.mark.parametrize("missing", [1, 4, 8])
+def test_a_gzip_file_without_its_end_is_refused_though_all_voxels_are_there(tmp_path, missing):
+    path = save(tmp_path / "scan.nii.gz", body())
+    path.write_bytes(path.read_bytes()[:-missing])
+    with pytest.raises(DataError, match=r"(\d+) of \1 bytes of voxels, then it breaks off"):
+        read_image(path)
+
+
 def test_a_wrong_checksum_is_noticed(tmp_path):
     path = save(tmp_path / "scan.nii.gz", body())
     content = bytearray(path.read_bytes())

@@ -45,7 +45,7 @@ def ours(volume: Volumes) -> Callable[[], Tensor]:
     return lambda: method.views(volume, next(steps))[1]
 
 
-def plain(volume: Volumes) -> Callable[[], list[Tensor]]:
+def plain(volume: Volumes) -> Callable[[], object]:
     """One pipeline for each crop, as loaders of this field build them."""
     # Importing MONAI takes seconds.
     from monai.transforms.compose import Compose  # noqa: PLC0415

@@ -20,7 +20,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -49,6 +49,8 @@ from voco.volume import Volume
 Read = tuple[Shaped[np.ndarray, "*axes"], Float64[np.ndarray, "4 4"], tuple[str, ...]]
 """Array as stored in the file (in source units), affine, warnings."""
 
+_NO_GZIP = cast("type[Exception]", isal_zlib.error)  # its stubs take the class for an instance
+
 _DAMAGED = (
     ImageFileError,
     HeaderDataError,
@@ -65,7 +67,7 @@ _DAMAGED = (
     MemoryError,
     struct.error,
     zlib.error,
-    isal_zlib.error,
+    _NO_GZIP,
 )
 """What is raised for damaged files, seen by feeding some."""
 

@@ -121,4 +121,5 @@ class FinetuneConfig(TrainingConfig):
     encoder_lr_share: float = Field(default=1.0, ge=0)
     """Learning rate of the encoder relative to the rest; 0 freezes it."""
     workers: NonNegativeInt = 2
-    """Loader processes; 0 loads in the training process. Results do not depend on it."""
+    """Loader processes, at most one per core; 0 loads in the training process. Results do not
+    depend on it."""

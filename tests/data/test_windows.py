@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 import torch
 from blobs import blob_store
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voco.data.intensity import PercentileIntensity, WindowIntensity
+from voco.data.loading import usable_cores
 from voco.data.selection import Order, split_cases
 from voco.data.store import Case, Store
 from voco.data.windows import Share, Windows, WindowsConfig, box, window_batches
@@ -117,6 +120,15 @@ def test_volumes_are_normalised_on_the_device(store):
     first, _ = windows(store).cut(0)
     assert windows(store)[0].stored.dtype == torch.int16
     assert first.id in store.cases
+
+
+def test_no_more_processes_load_than_there_are_cores(store):
+    before = {child.pid for child in multiprocessing.active_children()}
+    stream = window_batches(windows(store), CPU, 1000, 0, 4)
+    next(stream)
+    started = {child.pid for child in multiprocessing.active_children()} - before
+    assert 1 <= len(started) <= usable_cores()
+    stream.close()
 
 
 def test_neither_workers_nor_a_later_start_change_a_batch(store):

@@ -1,5 +1,6 @@
 """Micro-batches from loader processes, in order, however many processes there are."""
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -32,6 +33,11 @@ class Share(NamedTuple):
         return range(start, start + count)
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def loaded(dataset: Dataset[Any], numbers: range, workers: int, *, pin: bool) -> Iterator[Any]:
     """Micro-batches by number, in the order of the numbers.
 
@@ -39,12 +45,14 @@ def loaded(dataset: Dataset[Any], numbers: range, workers: int, *, pin: bool) ->
         dataset: Gives a micro-batch, or the error that a user should read: raised in a loader
             process, it would come out wrapped in a traceback.
         numbers: Of the micro-batches; nothing before them is read.
-        workers: Loader processes; 0 loads here.
+        workers: Loader processes, of which no more are started than there are cores: a recipe may
+            be for a larger machine, and what comes does not depend on them. 0 loads here.
         pin: Whether to put them into memory from which a GPU copies faster.
 
     Raises:
         DataError: If a loader process was killed; and what the dataset gives as an error.
     """
+    workers = min(workers, usable_cores())
     loader = DataLoader(
         dataset,
         batch_size=None,

@@ -46,7 +46,8 @@ class WindowsConfig(Config):
     balance: Literal["case", "store"] = "case"
     """Whether every case is equally likely, or every store and then every case of it."""
     workers: NonNegativeInt = 2
-    """Loader processes; 0 loads in the training process. Results do not depend on it."""
+    """Loader processes, at most one per core; 0 loads in the training process. Results do not
+    depend on it."""
 
 
 class Packed(NamedTuple):

@@ -1,6 +1,5 @@
 """Scans on disk into a store, side by side, resumable, with a quality report."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from voco.data.datasets import read_dataset
 from voco.data.intake import Job, Outcome, source_keys, take
 from voco.data.layouts import check_counts, lay_out
+from voco.data.loading import usable_cores
 from voco.data.quality import Line, quality_lines, refusal_line, write_quality
 from voco.data.quality_page import write_page
 from voco.data.source import Refused, Source
@@ -290,7 +290,7 @@ def take_next(job: Job, store: Path) -> Outcome:
 
 
 def _work(jobs: Sequence[Job], store: Path, workers: int | None) -> Iterator[Outcome]:
-    count = min(workers or _cores(), len(jobs))
+    count = min(workers or usable_cores(), len(jobs))
     if count <= 1:
         yield from (take_next(job, store) for job in jobs)
         return
@@ -329,10 +329,6 @@ def _alone(job: Job, store: Path) -> Outcome:
     except TerminatedWorkerError:
         reason = "its process was killed, most likely for want of memory"
         return Outcome(job, "refused", reason=reason)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _report(

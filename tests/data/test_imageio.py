@@ -1,5 +1,6 @@
 import gzip
 import logging
+import random
 from contextlib import suppress
 from importlib.util import find_spec
 
@@ -471,6 +472,22 @@ def test_a_gzip_file_without_its_end_is_refused_though_all_voxels_are_there(tmp_
     path.write_bytes(path.read_bytes()[:-missing])
     with pytest.raises(DataError, match=r"(\d+) of \1 bytes of voxels, then it breaks off"):
         read_image(path)
+
+
+def test_a_damaged_stream_never_gives_other_voxels(tmp_path):
+    path = save(tmp_path / "scan.nii.gz", body())
+    whole, content, draw = read_image(path).array, path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(draw.choice((1, 2, 5))):
+            damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert np.array_equal(read_image(path).array, whole)
+        except DataError:
+            refused += 1
+    assert refused > 150
 
 
 def test_a_wrong_checksum_is_noticed(tmp_path):

@@ -124,7 +124,7 @@ def test_volumes_are_normalised_on_the_device(store):
 
 def test_no_more_processes_load_than_there_are_cores(store):
     before = {child.pid for child in multiprocessing.active_children()}
-    stream = window_batches(windows(store), CPU, 1000, 0, 4)
+    stream = window_batches(windows(store), CPU, usable_cores() + 2, 0, 4)
     next(stream)
     started = {child.pid for child in multiprocessing.active_children()} - before
     assert 1 <= len(started) <= usable_cores()

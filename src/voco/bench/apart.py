@@ -103,9 +103,22 @@ def peak_bytes() -> int:
 
 
 def _run(subject: Apart, way: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", subject.module, str(subject.folder), way]
-    # Ours is as the program runs it, the other as one begins that knows nothing of this.
-    variables = environment(thread_cache=way == "plain")
+    return said(subject.module, str(subject.folder), way, plain=way == "plain")
+
+
+def said(module: str, *words: str, plain: bool = False) -> dict[str, Any]:
+    """The last line, of JSON, that a module prints in a process of its own.
+
+    Args:
+        module: What is run, by ``python -m``.
+        words: Its arguments.
+        plain: Whether it begins as a program that knows nothing of ours; else as ours runs.
+
+    Raises:
+        UsageError: If it did not end well.
+    """
+    command = [sys.executable, "-m", module, *words]
+    variables = environment(thread_cache=plain)
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=variables)
     if done.returncode:
         raise UsageError(

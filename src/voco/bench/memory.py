@@ -7,7 +7,6 @@ Tiny windows, so that 10,000 steps pass in seconds: what grows with each step, g
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from voco.bench.apart import said
 from voco.bench.sampling import CPU, Setting, loader, small_store
 from voco.data.store import Store
 from voco.data.windows import WindowsConfig, window_batches
-from voco.engine.allocator import environment
 
 STEPS, WARM_UP, EVERY = 10_000, 2_000, 250
 SETTING = Setting("memory", (2, 2, 1), 8, 0, WindowsConfig(fit="crop"))
@@ -82,10 +81,7 @@ def _held_bytes() -> int:
 
 
 def _in_a_process(folder: Path, workers: int, steps: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "voco.bench.memory", str(folder), str(workers), str(steps)]
-    variables = environment(thread_cache=False)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables)
-    return json.loads(done.stdout.splitlines()[-1])
+    return said("voco.bench.memory", str(folder), str(workers), str(steps))
 
 
 if __name__ == "__main__":

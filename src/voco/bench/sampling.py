@@ -12,7 +12,6 @@ seconds of ours go.
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from voco.bench.apart import Apart, report, timed
+from voco.bench.apart import Apart, report, said, timed
 from voco.bench.ct import write_ct
 from voco.data.intensity import WindowIntensity
 from voco.data.loading import Share
@@ -31,7 +30,7 @@ from voco.data.resampling import interpolated
 from voco.data.selection import Entry
 from voco.data.store import Store
 from voco.data.windows import Windows, WindowsConfig, window_batches
-from voco.engine.allocator import environment, use_large_pages
+from voco.engine.allocator import use_large_pages
 from voco.errors import VocoError
 from voco.geometry import boxes_at, crop, grid_boxes
 from voco.shapes import Boxes, Shape3
@@ -190,14 +189,8 @@ def _median(work: Callable[[], object]) -> float:
 
 def parts_of_all(folder: Path) -> dict[str, dict[str, float]]:
     """Where the seconds of the subjects that are in a folder go, by their names."""
-    return {setting.name: _parts_apart(folder / setting.name) for setting in SETTINGS}
-
-
-def _parts_apart(folder: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "voco.bench.sampling", str(folder), "parts"]
-    variables = environment(thread_cache=False)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables)
-    return json.loads(done.stdout.splitlines()[-1])
+    names = [setting.name for setting in SETTINGS]
+    return {name: said("voco.bench.sampling", str(folder / name), "parts") for name in names}
 
 
 def page(found: dict[str, dict[str, float]]) -> list[str]:

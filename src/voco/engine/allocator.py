@@ -8,11 +8,11 @@ memory in pages of 4 kB unless it is asked for larger ones (on systems whose
 tenth of a step looking up where they are.
 
 Kept memory must fit again. torch asks for blocks that start at multiples of 64 bytes, so glibc
-before 2.39 takes 96 bytes more and cuts off what it does not need at both ends. These scraps go
-to its caches of small blocks, from there to something small that lives on, and when the large
-block is freed, its place is too short for another one of the same size. Of a step that used 5.5
-GB at most, 8.4 GB were touched; without these caches, 6.6. One of them can only be left before a
-program begins, by its environment (:func:`leave_thread_cache`).
+(2.36, where this was seen) takes 96 bytes more and cuts off what it does not need at both ends.
+These scraps go to its caches of small blocks, from there to something small that lives on, and when
+the large block is freed, its place is too short for another one of the same size. Of a step that
+used 5.5 GB at most, 8.4 GB were touched; without these caches, 6.6. One of them can only be left
+before a program begins, by its environment (:func:`leave_thread_cache`).
 
 Values do not change by any of this.
 """

@@ -433,15 +433,15 @@ def test_it_learns_to_restore_and_to_agree():
     method = pcrl(**UNMOVED, **UNCHANGED, swaps=0, skips=True)
     levels = torch.linspace(0.1, 0.9, 6).view(6, 1, 1, 1, 1)
     volumes = levels + 0.05 * volumes_for(6)
-    before = method.eval()(volumes, Step(60, 60, Draws(0, 1000))).losses
+    before = method.eval()(volumes, Step(120, 120, Draws(0, 1000))).losses
     method.train()
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
-    for number in range(60):
-        losses = method(volumes, Step(number, 60, Draws(0, number))).losses
+    for number in range(120):
+        losses = method(volumes, Step(number, 120, Draws(0, number))).losses
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
-    outcome = method.eval()(volumes, Step(60, 60, Draws(0, 1000)))
+    outcome = method.eval()(volumes, Step(120, 120, Draws(0, 1000)))
     assert outcome.losses["restoration"] < before["restoration"] / 2
     assert outcome.losses["agreement"] < -0.6
     assert outcome.health["pair_accuracy"] > 2 * outcome.health["pair_chance"]

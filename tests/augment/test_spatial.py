@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from voco.augment.crops import augmented, draw_kept
+from voco.augment.crops import draw_kept
 from voco.augment.spatial import (
     affine,
-    cut_to,
     draw_affines,
     draw_flips,
     draw_turns,
@@ -91,44 +90,11 @@ def test_a_crop_of_the_right_size_is_not_resampled():
     assert torch.equal(resize(crops(), (4, 4, 3)), crops())
 
 
-def test_augmented_crops_do_not_depend_on_the_number_of_processes():
-    chances = {
-        "flip_probability": 0.5,
-        "turn_probability": 0.5,
-        "shift_probability": 0.5,
-        "shift_strength": 0.1,
-    }
-    whole = crops(count=12).unflatten(0, (4, 3))
-    one = augmented(whole, Draws(0, 1), **chances)
-    second = augmented(whole[2:], Draws(0, 1, rank=1, world=2), **chances)
-    assert torch.equal(one[2:], second)
-    assert not torch.equal(one, whole)
-
-
-def test_without_any_probability_crops_stay_as_they_are():
-    chances = dict.fromkeys(
-        ("flip_probability", "turn_probability", "shift_probability", "shift_strength"), 0.0
-    )
-    whole = crops().unflatten(0, (2, 2))
-    assert torch.equal(augmented(whole, Draws(0, 0), **chances), whole)
-
-
 def test_dropping_crops_keeps_their_mean():
     kept = draw_kept(Draws(0, 0), 100, 50, 0.2)
     assert kept.unique().tolist() == [0.0, 1.25]
     assert kept.mean().item() == pytest.approx(1, abs=0.02)
     assert torch.equal(draw_kept(Draws(0, 0), 3, 4, 0.0), torch.ones(3, 4))
-
-
-# ---- boxes of many sizes ----------------------------------------------------------------------
-
-
-def test_boxes_of_many_sizes_become_crops_of_one():
-    volumes = crops(2, (8, 6, 5))
-    boxes = torch.tensor([[[[0, 0, 0], [4, 4, 3]], [[2, 1, 0], [8, 6, 5]]]]).expand(2, -1, -1, -1)
-    found = cut_to(volumes, boxes, (4, 4, 3))
-    assert torch.equal(found[:, 0], volumes[:, :, :4, :4, :3])
-    assert torch.equal(found[:, 1], resize(volumes[:, :, 2:, 1:], (4, 4, 3)))
 
 
 # ---- turned and stretched ---------------------------------------------------------------------

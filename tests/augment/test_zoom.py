@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voco.augment.zoom import draw_zoomed, zoomed
+from voco.augment.zoom import draw_zoomed
 from voco.draws import Draws
 
 SIDES = st.tuples(*[st.integers(1, 9)] * 3)
@@ -37,13 +37,3 @@ def test_boxes_lie_anywhere():
         counts = torch.bincount(starts[:, axis], minlength=room + 1)
         assert len(counts) == room + 1
         assert counts.min() > 0.6 * 600 / (room + 1)
-
-
-def test_a_ramp_stays_a_ramp_at_any_zoom():
-    ramp = torch.arange(16.0).view(1, 1, 16, 1, 1).expand(2, 1, 16, 12, 8).contiguous()
-    boxes = torch.tensor([[[[2, 0, 0], [10, 4, 4]], [[0, 1, 2], [4, 5, 6]]]] * 2)
-    crops = zoomed(ramp, boxes, (4, 4, 4))
-    assert crops.shape == (2, 2, 1, 4, 4, 4)
-    # Voxels 2 to 9 become four: each is the middle of two.
-    assert crops[1, 0, 0, :, 2, 2].tolist() == [2.5, 4.5, 6.5, 8.5]
-    assert torch.equal(crops[1, 1, 0], ramp[1, 0, 0:4, 1:5, 2:6])

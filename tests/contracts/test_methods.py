@@ -12,6 +12,9 @@ import torch
 from processes import WORLD, in_two_processes
 from pydantic import TypeAdapter
 from tiny import Tiny, TinyConfig, TinyMaskedConfig, TinyTokensConfig, step_at
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from voco.config import parse, read_yaml, to_yaml
 from voco.errors import ConfigError
@@ -483,6 +486,22 @@ class OnCpu(torch.Generator):
         return super().__new__(cls, "cpu")
 
 
+@pytest.fixture
+def on_meta(monkeypatch):
+    """Lets a step be taken on tensors that have no numbers."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "Generator", OnCpu)
+
+
+def take_step(name: str, index: int, number: int = 1) -> None:
+    method, step = built(name, index).to("meta"), step_at(number)
+    method.before_step(step)
+    outcome = method(volumes_of(method).to("meta"), step)
+    torch.stack(list(outcome.losses.values())).sum().backward()
+    method.after_backward(step)
+    method.after_step(step)
+
+
 def waits(name: str, index: int) -> bool:
     """Whether a step asks the device for a number.
 
@@ -490,13 +509,8 @@ def waits(name: str, index: int) -> bool:
     a copy to the CPU) gets an error, where a GPU would make the processor wait for it. What is
     drawn on the CPU stays there, and may be asked.
     """
-    method, step = built(name, index).to("meta"), step_at()
     try:
-        method.before_step(step)
-        outcome = method(volumes_of(method).to("meta"), step)
-        torch.stack(list(outcome.losses.values())).sum().backward()
-        method.after_backward(step)
-        method.after_step(step)
+        take_step(name, index)
     except (RuntimeError, NotImplementedError) as error:
         if "meta" not in str(error).lower():
             raise
@@ -505,7 +519,51 @@ def waits(name: str, index: int) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
-def test_no_step_waits_for_the_device(name, monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(torch, "Generator", OnCpu)
+@pytest.mark.usefixtures("on_meta")
+def test_no_step_waits_for_the_device(name):
     assert not any(waits(name, index) for index in range(len(SMALL[name])))
+
+
+class Operators(TorchDispatchMode):
+    """Notes what is called on the device, and the shapes of all that it is given and gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        leaves = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
+        if any(leaf.is_meta for leaf in leaves):
+            self.called.append((str(func), *(leaf.shape for leaf in leaves)))
+        return out
+
+
+_BOXES = "voxels of boxes of drawn sizes are listed"
+SHAPES_VARY = {
+    ("gvsl", 0): _BOXES,
+    ("gvsl", 1): _BOXES,
+    ("gvsl", 2): _BOXES,
+    ("modelsgenesis", 0): _BOXES,
+    ("modelsgenesis", 1): _BOXES,
+    ("pcrl", 0): _BOXES,
+    ("pcrl", 1): _BOXES,
+    ("swinunetr", 0): _BOXES,
+    ("swinunetr", 1): _BOXES,
+    ("s3d", 1): "the share of what is hidden is drawn, and only what is seen is computed",
+}
+"""Whose steps differ in shapes on a device, and why."""
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.usefixtures("on_meta")
+def test_steps_on_a_device_differ_in_no_operator_and_no_shape(name):
+    for index in range(len(SMALL[name])):
+        seen = []
+        for number in range(1, 5):
+            with Operators() as operators:
+                take_step(name, index, number)
+            seen.append(operators.called)
+        assert len(seen[0]) > 50
+        same = all(each == seen[0] for each in seen[1:])
+        assert same == ((name, index) not in SHAPES_VARY)

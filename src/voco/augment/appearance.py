@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field, PositiveFloat, field_validator
 from torch import Tensor
 
+from voco.augment.chosen import Change, change
 from voco.config import Config
 from voco.draws import Draws
 from voco.shapes import Crops, Volumes
@@ -114,22 +115,22 @@ def changed(
     sigmas = draw_amounts(draws, count, blur_probabilities, config.blur, 0.0)
     radius = max(1, round(3 * config.blur[1]))
     lower = drawn(config.low_resolution_probability, (config.low_resolution, 1.0))
-    changes: list[tuple[Amounts, Callable[[Volumes, Tensor], Volumes]]] = [
-        (sigmas, lambda some, sigma: blur(some, sigma, radius)),
+    changes: list[tuple[Amounts, Callable[[Volumes, Tensor, Tensor], Volumes]]] = [
+        (noise, lambda some, std, rows: add_noise(some, std, seeds[rows])),
+        (sigmas, lambda some, sigma, _: blur(some, sigma, radius)),
         (
             drawn(config.brightness_probability, config.brightness),
-            lambda some, by: some * _wide(by),
+            lambda some, by, _: some * _wide(by),
         ),
-        (drawn(config.contrast_probability, config.contrast), spread),
-        (lower, lower_resolution),
-        (drawn(config.inverted_gamma_probability, config.gamma), inverted_gamma),
-        (drawn(config.gamma_probability, config.gamma), gamma),
+        (drawn(config.contrast_probability, config.contrast), lambda some, by, _: spread(some, by)),
+        (lower, lambda some, by, _: lower_resolution(some, by)),
+        (
+            drawn(config.inverted_gamma_probability, config.gamma),
+            lambda some, by, _: inverted_gamma(some, by),
+        ),
+        (drawn(config.gamma_probability, config.gamma), lambda some, by, _: gamma(some, by)),
     ]
-    flat = _where(
-        crops.flatten(0, 1), noise, lambda some, std, rows: add_noise(some, std, seeds[rows])
-    )
-    for amounts, change in changes:
-        flat = _where(flat, amounts, lambda some, by, _, change=change: change(some, by))
+    flat = change(crops.flatten(0, 1), [_where(*each) for each in changes])
     return flat.unflatten(0, (count, each))
 
 
@@ -221,19 +222,13 @@ def lower_resolution(crops: Volumes, shares: Float[Tensor, "b"]) -> Volumes:
     return crops
 
 
-def _where(
-    crops: Volumes,
-    amounts: Amounts,
-    change: Callable[[Volumes, Tensor, Tensor], Volumes],
-) -> Volumes:
-    """Change the crops whose amounts are not neutral; nothing is computed for the others."""
+def _where(amounts: Amounts, how: Callable[[Volumes, Tensor, Tensor], Volumes]) -> Change:
+    """A change of the crops whose amounts are not neutral."""
     values = amounts.values.flatten()
-    rows = (values != amounts.neutral).nonzero()[:, 0]
-    if not len(rows):
-        return crops
-    placed = rows.to(crops.device)
-    some = change(crops[placed], values[rows].to(crops), rows)
-    return crops.index_copy(0, placed, some.to(crops.dtype))
+    return (
+        values != amounts.neutral,
+        lambda some, rows: how(some, values[rows].to(some), rows),
+    )
 
 
 def _range(crops: Volumes) -> tuple[Tensor, Tensor]:

@@ -1,44 +1,44 @@
 """What volume contrast does to crops, each on its own."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from voco.augment.cut import cut_to
 from voco.augment.intensity import draw_shifts, shift
-from voco.augment.spatial import draw_flips, draw_turns, flip, resize, turn
+from voco.augment.spatial import draw_flips, draw_turns
 from voco.draws import Draws
-from voco.shapes import Crops, Shape3
+from voco.shapes import Crops, Shape3, Volumes
 
 
 def augmented(
-    crops: Crops,
+    volumes: Volumes,
+    boxes: Int64[Tensor, "b n 2 3"],
     draws: Draws,
     *,
-    size: Shape3 | None = None,
+    size: Shape3,
     flip_probability: float,
     turn_probability: float,
     shift_probability: float,
     shift_strength: float,
 ) -> Crops:
-    """Resampled, mirrored, turned and shifted crops.
+    """Crops cut out of volumes, resampled, mirrored, turned and shifted.
 
     Args:
-        crops: Crops of this process's volumes.
+        volumes: This process's volumes.
+        boxes: What is cut out of each.
         draws: The random numbers of the step.
-        size: What the crops are resampled to first; ``None`` leaves their size.
+        size: Voxels of a crop.
         flip_probability: Of mirroring, for each axis.
         turn_probability: Of a turn in the x-y plane; a half turn where its sides differ.
         shift_probability: Of a shift of the intensities.
         shift_strength: Its largest size.
     """
-    volumes, count = crops.shape[:2]
-    flat = crops.flatten(0, 1)
-    flat = flat if size is None else resize(flat, size)
-    square = flat.shape[2] == flat.shape[3]
-    flips = draw_flips(draws, volumes, count, flip_probability)
-    turns = draw_turns(draws, volumes, count, turn_probability, square=square)
-    shifts = draw_shifts(draws, volumes, count, shift_strength, shift_probability)
-    flat = turn(flip(flat, flips.flatten(0, 1)), turns.flatten())
-    return shift(flat, shifts.flatten()).unflatten(0, (volumes, count))
+    count, each = boxes.shape[:2]
+    flips = draw_flips(draws, count, each, flip_probability)
+    turns = draw_turns(draws, count, each, turn_probability, square=size[0] == size[1])
+    shifts = draw_shifts(draws, count, each, shift_strength, shift_probability)
+    crops = cut_to(volumes, boxes, size, flips, turns)
+    return shift(crops.flatten(0, 1), shifts.flatten()).unflatten(0, (count, each))
 
 
 def draw_kept(draws: Draws, count: int, crops: int, dropped: float) -> Float[Tensor, "b n"]:

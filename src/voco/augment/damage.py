@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from voco.augment.blocks import covered, draw_blocks, numbered_voxels
+from voco.augment.chosen import change
 from voco.draws import Draws
 from voco.shapes import Boxes, Shape3, Volumes
 
@@ -122,12 +123,12 @@ def curved(
     chosen = draws.uniform(count) < probability
     inverted = draws.uniform(count) < inverted_probability
     points = draws.uniform(count, 2, 2)
-    rows = chosen.nonzero()[:, 0]
-    if not len(rows):
-        return volumes
-    placed = rows.to(volumes.device)
-    x, y = (side.to(volumes) for side in curve(points[rows], inverted[rows]))
-    return volumes.index_copy(0, placed, interpolated(volumes[placed], x, y))
+
+    def bent(some: Volumes, rows: Int64[Tensor, "_"]) -> Volumes:
+        x, y = (side.to(some) for side in curve(points[rows], inverted[rows]))
+        return interpolated(some, x, y)
+
+    return change(volumes, [(chosen, bent)])
 
 
 def curve(

@@ -4,7 +4,6 @@ Drawing and applying are apart: what was drawn can be kept, shown and repeated, 
 not depend on the device.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from voco.augment.chosen import change
 from voco.draws import Draws
-from voco.shapes import Crops, Shape3, Volumes
+from voco.shapes import Shape3, Volumes
 
 Plane = Literal["xy", "xz", "yz"]
 """A plane of a volume: axial, coronal or sagittal."""
@@ -35,10 +35,13 @@ def draw_flips(
 
 def flip(crops: Volumes, flips: Bool[Tensor, "b three"]) -> Volumes:
     """Mirror every crop along the axes chosen for it."""
-    made = crops.clone()
-    for axis, chosen in enumerate(flips.unbind(dim=1), start=2):
-        _change(made, chosen, lambda some, axis=axis: some.flip(axis))
-    return made
+    return change(
+        crops,
+        [
+            (chosen, lambda some, _, axis=axis: some.flip(axis))
+            for axis, chosen in enumerate(flips.unbind(dim=1), start=2)
+        ],
+    )
 
 
 def draw_turns(
@@ -71,16 +74,27 @@ def turn(crops: Volumes, turns: Int64[Tensor, "b"], plane: Plane = "xy") -> Volu
         ValueError: If a crop that is not square in the plane is to make an odd number of turns.
     """
     first, second = (2 + "xyz".index(axis) for axis in plane)
-    if crops.shape[first] != crops.shape[second] and bool((turns % 2).any()):
-        raise ValueError(f"crops of {tuple(crops.shape[2:])} voxels take half turns only.")
-    made = crops.clone()
-    for quarters in (1, 2, 3):
-        _change(
-            made,
-            turns == quarters,
-            lambda some, quarters=quarters: torch.rot90(some, quarters, dims=(first, second)),
-        )
-    return made
+    check_turns(turns, crops.shape[first], crops.shape[second])
+    square = crops.shape[first] == crops.shape[second]
+    return change(
+        crops,
+        [
+            (turns == n, lambda some, _, n=n: torch.rot90(some, n, dims=(first, second)))
+            for n in ((1, 2, 3) if square else (2,))
+        ],
+    )
+
+
+def check_turns(turns: Int64[Tensor, "*n"], first: int, second: int) -> None:
+    """Raise a ValueError if crops are to make turns that would change their shape.
+
+    Args:
+        turns: Quarter turns, on the CPU.
+        first: Voxels along the first axis of the plane.
+        second: Along the second.
+    """
+    if first != second and bool((turns % 2).any()):
+        raise ValueError(f"crops of {first} by {second} voxels take half turns only.")
 
 
 def resize(crops: Float[Tensor, "b c _ _ _"], size: Shape3) -> Float[Tensor, "b c _ _ _"]:
@@ -88,22 +102,6 @@ def resize(crops: Float[Tensor, "b c _ _ _"], size: Shape3) -> Float[Tensor, "b 
     if crops.shape[2:] == size:
         return crops
     return F.interpolate(crops, size=size, mode="trilinear", align_corners=False)
-
-
-def cut_to(volumes: Volumes, boxes: Int64[Tensor, "b n 2 3"], size: Shape3) -> Crops:
-    """Cut boxes of any sizes out of each volume and resample all of them to one size.
-
-    Args:
-        volumes: The volumes.
-        boxes: Inside them; for each volume the same number.
-        size: Voxels of a crop.
-    """
-    crops = [
-        resize(volume[None, :, x:x_stop, y:y_stop, z:z_stop], size)
-        for volume, row in zip(volumes, boxes.tolist(), strict=True)
-        for (x, y, z), (x_stop, y_stop, z_stop) in row
-    ]
-    return torch.cat(crops).unflatten(0, (boxes.shape[0], boxes.shape[1]))
 
 
 def draw_affines(
@@ -153,13 +151,3 @@ def _turning(angles: Float[Tensor, "*n"], axis: int) -> Float[Tensor, "*n 3 3"]:
     matrices[..., other, one] = angles.sin()
     matrices[..., one, other] = -angles.sin()
     return matrices
-
-
-def _change(
-    crops: Volumes, chosen: Bool[Tensor, "b"], change: Callable[[Volumes], Volumes]
-) -> None:
-    """Change the chosen ones of some crops in place; the others, mostly more, stay untouched."""
-    # Drawn on the CPU: a GPU need not be waited for to know which they are.
-    rows = chosen.cpu().nonzero().flatten().to(crops.device, non_blocking=True)
-    if len(rows):
-        crops.index_copy_(0, rows, change(crops.index_select(0, rows)))

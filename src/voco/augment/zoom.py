@@ -1,14 +1,12 @@
-"""Crops of one size, cut from boxes of many sizes: randomly placed and enlarged."""
+"""Boxes of many sizes, randomly placed: crops of one size come of them by ``cut_to``."""
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from voco.augment.blocks import between
-from voco.augment.spatial import resize
 from voco.draws import Draws
-from voco.geometry import crop
-from voco.shapes import Crops, Shape3, Volumes
+from voco.shapes import Shape3
 
 
 def draw_zoomed(
@@ -38,13 +36,3 @@ def draw_zoomed(
     sides = (factors.double() * torch.tensor(size)).round().long().clamp(min=1).minimum(room)
     starts = between(draws.uniform(count, crops, 3), torch.zeros_like(sides), room - sides)
     return torch.stack([starts, starts + sides], dim=2)
-
-
-def zoomed(volumes: Volumes, boxes: Int64[Tensor, "b n 2 3"], size: Shape3) -> Crops:
-    """Boxes cut out of volumes and resampled to one size, trilinearly."""
-    crops = [
-        resize(crop(volume[None], box[None, None])[0], size)
-        for volume, own in zip(volumes, boxes, strict=True)
-        for box in own
-    ]
-    return torch.cat(crops).unflatten(0, (len(volumes), boxes.shape[1]))

@@ -41,8 +41,9 @@ from jaxtyping import Float, Int64
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voco.augment.spatial import draw_flips, flip
-from voco.augment.zoom import draw_zoomed, zoomed
+from voco.augment.cut import cut_to
+from voco.augment.spatial import draw_flips
+from voco.augment.zoom import draw_zoomed
 from voco.backbone import Backbone, Part, TokenBackbone
 from voco.draws import Draws
 from voco.errors import ConfigError
@@ -335,8 +336,7 @@ class GLMAE(Method):
         )
         flips = draw_flips(draws, count, kind.crops, self.config.flip_probability)
         order = draws.uniform(count, kind.crops, math.prod(kind.grid)).argsort(dim=2)
-        flat = zoomed(volumes, boxes, kind.size).flatten(0, 1)
-        crops = flip(flat, flips.flatten(0, 1)).unflatten(0, (count, kind.crops))
+        crops = cut_to(volumes, boxes, kind.size, flips)
         return crops, order.to(volumes.device), boxes
 
     def _look(self, crops: Crops, order: Int64[Tensor, "b n t"], kind: Kind) -> Look:

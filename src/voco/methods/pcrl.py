@@ -59,10 +59,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import Tensor, nn
 
 from voco.augment.appearance import blurred
+from voco.augment.cut import cut_to
 from voco.augment.damage import block_sides, painted, shuffled
 from voco.augment.intensity import IntensityRange, scaled, unscaled
 from voco.augment.pairs import moved, overlapping_boxes, swayed
-from voco.augment.spatial import cut_to, draw_flips, draw_turns
+from voco.augment.spatial import draw_flips, draw_turns
 from voco.backbone import Backbone
 from voco.draws import Draws
 from voco.method import Method, MethodConfig, Panel, grey, middle_slices, pair_panels

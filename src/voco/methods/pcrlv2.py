@@ -56,9 +56,9 @@ from torch import Tensor, nn
 
 from voco.augment.appearance import add_noise, blurred
 from voco.augment.blocks import between
+from voco.augment.cut import cut_to
 from voco.augment.intensity import IntensityRange, scaled, unscaled
 from voco.augment.pairs import overlapping_boxes, swayed
-from voco.augment.spatial import cut_to
 from voco.backbone import Backbone
 from voco.draws import Draws
 from voco.method import Method, MethodConfig, Panel, boxes_panel, grey, middle_slices

@@ -23,7 +23,7 @@ from voco.backbone import Backbone
 from voco.draws import Draws
 from voco.embedding import Embedder, Levels
 from voco.errors import ConfigError
-from voco.geometry import boxes_at, crop, grid_boxes, overlap
+from voco.geometry import boxes_at, grid_boxes, overlap
 from voco.method import Method, MethodConfig, Panel, boxes_panel, grey, middle_slices
 from voco.nn.ema import distance, follow, teacher_of
 from voco.nn.gather import following_rows, world_size
@@ -240,8 +240,8 @@ class VoCo(Method):
         queries = self.query_boxes(len(volumes), step)
         bases = repeat(self.base_boxes(), "k two three -> b k two three", b=len(volumes))
         return Views(
-            self._augmented(crop(volumes, queries), draws),
-            self._augmented(crop(volumes, bases), draws),
+            self._augmented(volumes, queries, self.query_crop, draws),
+            self._augmented(volumes, bases, self.chosen.crop, draws),
             overlap(queries, bases).to(volumes.device, non_blocking=True),
         )
 
@@ -275,11 +275,12 @@ class VoCo(Method):
         self.train(training)
         return self._panels(volumes[:1], views, predicted, self.query_boxes(1, step)[0])
 
-    def _augmented(self, crops: Crops, draws: Draws) -> Crops:
+    def _augmented(self, volumes: Volumes, boxes: Tensor, own: Shape3, draws: Draws) -> Crops:
         return augmented(
-            crops,
+            volumes,
+            boxes,
             draws,
-            size=self.chosen.resize,
+            size=self.chosen.resize or own,
             flip_probability=self.config.flip_probability,
             turn_probability=self.config.turn_probability,
             shift_probability=self.chosen.shift_probability,

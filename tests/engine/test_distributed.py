@@ -50,9 +50,12 @@ def test_two_processes_learn_as_one_of_twice_the_batch(two, name):
         train_voco(store, one, batch_size=2, variant=name)
     ours, theirs = plain_log(one), plain_log(folder / "two" / name)
     assert len(ours) == len(theirs) >= 5
-    # Sums are rounded in another order; the error grows from step to step.
-    tolerance = 1e-5 if name in ("brightness", "accumulated") else 1e-3
     for line, other in zip(ours, theirs, strict=True):
+        # Sums are rounded in another order. What that does grows from step to step, by up to a
+        # factor of 30 where similarities are clamped, so the first steps are those that tell.
+        tolerance = 1e-5
+        if name not in ("brightness", "accumulated"):
+            tolerance = 3e-4 if line["step"] <= 3 else 3e-2
         assert line["losses"] == pytest.approx(other["losses"], rel=tolerance, abs=1e-6)
         assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=tolerance)
         assert line["lr"] == other["lr"]

@@ -88,7 +88,9 @@ def _attention(
     top = bias.detach().amax(dim=2, keepdim=True)
     share = (bias - top).exp() if any(kind.padding for kind in layout.kinds) else bias
     # Padding is zero, so that the bias of a layer is all that it makes of it.
-    padded = rearrange(attention.qkv.bias, "(t h d) -> t h 1 d", t=3, h=heads)
+    # Not by einops, which notes every new type it meets: a compiler breaks off there, where blocks
+    # are recomputed.
+    padded = attention.qkv.bias.unflatten(0, (3, heads, 1, -1))
     sizes = [kind.windows * len(kind.real) for kind in layout.kinds]
     outs = []
     for part, kind in zip(attention.qkv(rows).split(sizes), layout.kinds, strict=True):

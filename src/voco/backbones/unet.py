@@ -6,6 +6,8 @@ pooling, transposed convolutions, instance norm and leaky ReLU (slope 0.1).
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
+import torch.nn.functional as F
 from pydantic import field_validator
 
 from voco.backbone import Backbone, BackboneConfig
@@ -15,7 +17,7 @@ from voco.nn.instance_norm import use_own_norms
 from voco.shapes import Level, Volumes
 
 if TYPE_CHECKING:
-    from monai.networks.nets.basic_unet import BasicUNet
+    from monai.networks.nets.basic_unet import BasicUNet, UpCat
 
 
 class UNetConfig(BackboneConfig):
@@ -98,9 +100,18 @@ class UNet(Backbone):
         net = self.network
         stages = [pyramid[4]]
         for level, up in ((3, net.upcat_4), (2, net.upcat_3), (1, net.upcat_2), (0, net.upcat_1)):
-            stages.append(up(stages[-1], pyramid[level]))
+            stages.append(_raised(up, stages[-1], pyramid[level]))
         return stages[1:]
 
     def head(self, features: Level) -> Level:
         """A 1x1x1 convolution."""
         return self.network.final_conv(features)
+
+
+def _raised(up: "UpCat", deep: Level, skip: Level) -> Level:
+    """MONAI's step of the decoder, without its check of types, at which a compiler stops."""
+    raised = up.upsample(deep)
+    short = [skip.shape[axis] - raised.shape[axis] for axis in (4, 3, 2)]
+    if any(short):
+        raised = F.pad(raised, [end for side in short for end in (0, side)], "replicate")
+    return up.convs(torch.cat([skip, raised], dim=1))

@@ -12,7 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from voco.backbone import Backbone
 from voco.bench.plain_step import (
     PlainEmbedder,
     PlainSegmentation,
@@ -33,6 +32,7 @@ from voco.bench.step_case import StepCase
 from voco.data.patches import Patches
 from voco.draws import Draws
 from voco.engine.allocator import use_large_pages
+from voco.engine.compiling import compiled
 from voco.engine.optimizer import OptimizerConfig, build_optimizer
 from voco.methods.voco import VoCo
 from voco.task import Step, Task
@@ -70,7 +70,8 @@ class Ours(Way):
         self.optimizer = build_optimizer(OptimizerConfig(lr=_LR), task)
         self._step = Step(0, 1, Draws(0, 0))
         if case.compiled:
-            compile_backbone(task)
+            self._passes = ExitStack()  # for as long as there are steps to take
+            self._passes.enter_context(compiled(task))
 
     def forward(self) -> Tensor:
         """The sum of the losses."""
@@ -117,13 +118,6 @@ class Plain(Way):
         else:
             self.forward().backward()
         self.update()
-
-
-def compile_backbone(task: nn.Module) -> None:
-    """Let every pass through a backbone go through ``torch.compile``, of fixed shapes."""
-    for module in task.modules():
-        if isinstance(module, Backbone):
-            vars(module)["encode"] = torch.compile(module.encode, dynamic=False)
 
 
 def our_task(case: StepCase) -> Task[Any]:

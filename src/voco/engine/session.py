@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -9,6 +10,7 @@ from torch.optim import AdamW
 
 from voco.config import read_yaml
 from voco.engine.checkpoint import Checkpoints
+from voco.engine.compiling import compiled
 from voco.engine.interruption import Interruption
 from voco.engine.log import Log, read_log
 from voco.engine.loop import Hook, Record, fit
@@ -45,6 +47,7 @@ def train(
     Raises:
         TrainingError: If a loss or a gradient is not finite.
         CheckpointError: If all checkpoints are damaged, or do not fit.
+        UsageError: If the recipe asks for compiled networks and there is nothing to compile with.
         Interrupted: After SIGTERM or Ctrl-C, when the step is done and a checkpoint written.
     """
     task.to(fabric.device)
@@ -58,8 +61,9 @@ def train(
         trackers = open_trackers(config.trackers, run.path, config, done)
     log = Log(fabric, run.path, config.log_every, volumes, done, trackers)
     stream = iter(batches(done))
+    passes = compiled(task) if config.compiled else nullcontext()
     try:
-        with Interruption() as interruption:
+        with passes, Interruption() as interruption:
             keeper = Keeper(fabric, checkpoints, task, optimizer, config, interruption)
             fit(
                 fabric,

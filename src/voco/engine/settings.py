@@ -24,6 +24,11 @@ class TrainingConfig(Config):
     """Volumes per optimizer step and process."""
     precision: Precision = "float32"
     """Precision of the network; losses are float32 always."""
+    compiled: bool = False
+    """Whether networks go through ``torch.compile`` in training: meant for GPUs, where what waits
+    for memory becomes fewer and larger operators. The first step takes minutes longer. Values
+    differ by rounding, so a run begun in one way is not gone on with in the other. On a CPU it is
+    no faster, and needs a C++ compiler."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW, warm-up, cosine, clipping, accumulation."""
     intensity: Intensity = ModalityIntensity()

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from voco.backbones.swin_blocks import attended
 from voco.backbones.swin_unetr import SwinUNETRConfig
+from voco.nn.convolution import use_own_convolutions
 
 TINY = SwinUNETRConfig(feature_size=12, depths=(1, 1, 1, 1))
 VOLUMES = torch.randn(1, 1, 64, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -58,6 +59,8 @@ def test_in_bf16_on_a_processor_gradients_are_about_as_close_to_exact_as_the_lib
         backbone, weights = TINY.build(2), torch.randn(1, 2, 64, 32, 32)
         library = type(backbone.network)(**backbone.library_arguments)
         library.load_state_dict(backbone.network.state_dict())
+        # Torch's own, where sides are short, are no numbers on some processors.
+        use_own_convolutions(library)
 
         def gradients(network, precision, weights=weights):
             network.zero_grad()

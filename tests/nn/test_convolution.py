@@ -115,3 +115,43 @@ def test_a_network_keeps_its_weights_their_names_and_their_order():
     assert list(before) == list(after)
     assert all(before[name] is after[name] for name in before)
     assert [type(layer) for layer in (network[0], network[1][0])] == [Conv3d, Conv3d]
+
+
+@pytest.mark.parametrize("how", ["autocast", "bfloat16"])
+@pytest.mark.parametrize(
+    ("sides", "kernel", "stride", "padding"),
+    [
+        ((2, 4, 4), 3, 1, 1),
+        ((2, 2, 2), 3, 1, 1),
+        ((6, 3, 1), 3, 2, 1),
+        ((12, 1, 2), 3, 2, 1),
+        ((4, 5, 6), 5, 1, 2),
+        ((3, 6, 10), 4, 1, 2),
+        ((2, 4, 4), 3, 1, "same"),
+    ],
+)
+def test_in_bfloat16_gradients_of_short_sides_are_near_the_exact_ones(
+    how, sides, kernel, stride, padding
+):
+    """Torch's are whatever lay in memory, on some processors."""
+    given = {"in_channels": 16, "out_channels": 24, "kernel_size": kernel}
+    exact, own = layers(**given, stride=stride, padding=padding)
+    exact.double()
+    own = own if how == "autocast" else own.bfloat16()
+    for seed in range(5):  # the memory is not always dirty
+        features = torch.randn(2, 16, *sides, generator=torch.Generator().manual_seed(seed))
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            out, found = gradients(own, features if how == "autocast" else features.bfloat16())
+        assert out.dtype == torch.bfloat16
+        expected, wanted = gradients(exact, features.double())
+        assert (out - expected).norm() < 0.02 * expected.norm()
+        for one, other in zip(found, wanted, strict=True):
+            assert (one - other).norm() < 0.02 * other.norm()
+
+
+def test_long_sides_stay_with_torch_in_bfloat16():
+    _, own = layers(in_channels=4, out_channels=4, kernel_size=3, padding=1)
+    features = torch.randn(1, 4, 3, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "Convolution" in type(own(features).grad_fn).__name__
+        assert "Convolution" not in type(own(features[:, :, :2]).grad_fn).__name__

@@ -29,6 +29,7 @@ from torch import nn
 
 from voco.backbone import Backbone, BackboneConfig
 from voco.nn.batch_norm import BatchNorm
+from voco.nn.convolution import use_own_convolutions
 from voco.shapes import Level, Volumes
 
 PUBLISHED_FEATURES = (64, 128, 256, 512)
@@ -91,6 +92,7 @@ class GenesisUNet(Backbone):
             "out_channels": out_channels,
         }
         network = UNet3D(**self.library_arguments)
+        use_own_convolutions(network)
         self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode(self, volumes: Volumes) -> list[Level]:

@@ -73,6 +73,7 @@ from voco.backbone import Backbone
 from voco.draws import Draws
 from voco.errors import ConfigError
 from voco.method import Method, MethodConfig, Panel, grey, middle_slices
+from voco.nn.convolution import Conv3d
 from voco.nn.freeze import freeze_unreached
 from voco.nn.gather import following_rows, world_size
 from voco.nn.restoration import restoration_health, restoration_loss
@@ -446,7 +447,7 @@ class FlowHead(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.convolutions = two_convolutions(2 * channels, width)
-        self.out = nn.Conv3d(width, 3, 3, padding=1)
+        self.out = Conv3d(width, 3, 3, padding=1)
 
     def forward(self, moving: Level, fixed: Level) -> Flow:
         """Displacements in voxels; in at least float32."""
@@ -463,7 +464,7 @@ def restoration_head(channels: int, width: int, out_channels: int) -> nn.Sequent
         out_channels: Of the volume.
     """
     return nn.Sequential(
-        nn.Conv3d(channels, width, 3, padding=1),
+        Conv3d(channels, width, 3, padding=1),
         nn.GroupNorm(width // 4, width),
         nn.LeakyReLU(_SLOPE),
         nn.Conv3d(width, out_channels, 1),
@@ -474,7 +475,7 @@ def two_convolutions(channels: int, width: int) -> nn.Sequential:
     """Twice a 3x3x3 convolution, group norm with eight channels to a group, and leaky ReLU."""
     layers: list[nn.Module] = []
     for before in (channels, width):
-        layers += [nn.Conv3d(before, width, 3, padding=1), nn.GroupNorm(width // 8, width)]
+        layers += [Conv3d(before, width, 3, padding=1), nn.GroupNorm(width // 8, width)]
         layers.append(nn.LeakyReLU(_SLOPE))
     return nn.Sequential(*layers)
 

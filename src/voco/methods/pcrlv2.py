@@ -62,6 +62,7 @@ from voco.augment.pairs import overlapping_boxes, swayed
 from voco.backbone import Backbone
 from voco.draws import Draws
 from voco.method import Method, MethodConfig, Panel, boxes_panel, grey, middle_slices
+from voco.nn.convolution import Conv3d
 from voco.nn.freeze import freeze_unreached
 from voco.nn.heads import BatchStandardisation, projector
 from voco.nn.health import effective_rank
@@ -190,7 +191,7 @@ class StageHead(nn.Module):
         self.norm = BatchStandardisation(features=features)
         self.predictor = projector((features, 2 * features, features), learnt=True)
         # No bias: the standardisation after it would take it away.
-        self.output = nn.Conv3d(features, channels, 3, padding=1, bias=False)
+        self.output = Conv3d(features, channels, 3, padding=1, bias=False)
         self.output_norm = BatchStandardisation(features=channels)
 
     def forward(self, stage: Level) -> Embedded:

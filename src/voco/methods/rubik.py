@@ -53,6 +53,7 @@ from voco.augment.spatial import turn
 from voco.backbone import Backbone
 from voco.draws import Draws
 from voco.method import Method, MethodConfig, Panel, grey, middle_slices
+from voco.nn.convolution import Conv3d
 from voco.nn.freeze import freeze_unreached
 from voco.nn.heads import BatchStandardisation
 from voco.nn.unit import at_least_float32
@@ -340,7 +341,7 @@ class Discriminator(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(before, after, 4, stride=2, padding=1, bias=False)
+        self.conv = Conv3d(before, after, 4, stride=2, padding=1, bias=False)
         self.norm = BatchStandardisation(features=after)
 
     def forward(self, features: Level) -> Level:

@@ -40,6 +40,7 @@ from voco.backbone import Backbone, Part
 from voco.draws import Draws
 from voco.errors import ConfigError
 from voco.method import Method, MethodConfig, Panel, grey, middle_slices
+from voco.nn.convolution import Conv3d
 from voco.nn.freeze import freeze_unreached
 from voco.nn.instance_norm import InstanceNorm3d
 from voco.nn.sparse import Seen, layers_of, size_of, sparse, unfit
@@ -243,7 +244,7 @@ class Filler(nn.Module):
             # Cut at one standard deviation, as in nnssl.
             nn.init.trunc_normal_(self.token, std=_TOKEN_STD, a=-_TOKEN_STD, b=_TOKEN_STD)
         self.norm = InstanceNorm3d(channels) if normalised else None
-        self.conv = nn.Conv3d(channels, channels, 3, padding=1) if convolved else None
+        self.conv = Conv3d(channels, channels, 3, padding=1) if convolved else None
 
     def forward(self, features: Level, seen: Seen) -> Level:
         """The level without gaps.

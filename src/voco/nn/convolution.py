@@ -1,9 +1,14 @@
-"""Convolutions with many weights and few places, as matrix products.
+"""Convolutions where torch's are slow or wrong on a processor: few places, and short sides.
 
 At the coarsest level of a network a crop is a few voxels with hundreds of channels. Torch's
 convolutions on a processor are made for many voxels: two such layers took a fifteenth of a
 training step of Swin UNETR (48 channels) for less than a hundredth of its arithmetic. Gathered
 neighbourhoods times the weights as they lie in memory are the same sums, several times as fast.
+
+In bfloat16, where a side has no more voxels than the padding of both its ends adds, the gradients
+of weights are whatever lay in memory, on processors that have arithmetic for bfloat16 but no tiles
+(seen on an AMD EPYC, torch 2.13 with oneDNN 3.12; once it wrote beyond its memory). So these are
+computed in float32.
 """
 
 from typing import Any
@@ -24,20 +29,42 @@ _WEIGHTS = 1 << 18
 
 
 class Conv3d(nn.Conv3d):
-    """Torch's layer; a product of matrices on a processor where that is faster.
+    """Torch's layer; on a processor a product of matrices where that is faster.
 
-    Sums are then of float32 at least, also where the result has fewer digits.
+    Sums of products are then of float32 at least, also where the result has fewer digits; so they
+    are where sides are short.
     """
 
     def forward(self, input: Level) -> Level:  # noqa: A002 (torch's name)
         """The convolution of features, channels last if they are."""
-        if not self._few_places(input):
+        few = self._few_places(input)
+        if not few and (input.device.type != "cpu" or not self._short(input)):
             return super().forward(input)
         # Autocast leaves float64 to itself.
         mixed = torch.is_autocast_enabled("cpu") and input.dtype != torch.float64
         dtype = torch.get_autocast_dtype("cpu") if mixed else input.dtype
+        if not few:
+            return self._precise(input).to(dtype)
         stride, padding = _three(self.stride), _three(self.padding)
         return _Product.apply(input, self.weight, self.bias, stride, padding, dtype)
+
+    def _precise(self, features: Level) -> Level:
+        """The convolution in float32 at least."""
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        with torch.autocast("cpu", enabled=False):
+            return self._conv_forward(features.to(dtype), self.weight.to(dtype), bias)
+
+    def _short(self, features: Level) -> bool:
+        """Whether an axis has no more voxels than the padding of both its ends."""
+        if features.ndim != self.weight.ndim:
+            return False  # what does not fit, torch says
+        if isinstance(self.padding, str):
+            added = [side - 1 if self.padding == "same" else 0 for side in self.kernel_size]
+        else:
+            added = [2 * edge for edge in self.padding]
+        sides = features.shape[2:]
+        return any(side <= more for side, more in zip(sides, added, strict=True) if more)
 
     def _few_places(self, features: Level) -> bool:
         simple = self.padding_mode == "zeros" and self.groups == 1 and set(self.dilation) == {1}

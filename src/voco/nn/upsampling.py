@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from torch import nn
 
+from voco.nn.convolution import Conv3d
 from voco.nn.instance_norm import InstanceNorm3d
 
 
@@ -21,7 +22,7 @@ def upsampler(widths: Sequence[int], channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [
-            nn.Conv3d(before, after, 3, padding=1, bias=False),
+            Conv3d(before, after, 3, padding=1, bias=False),
             InstanceNorm3d(after),
             nn.LeakyReLU(0.01),
             nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),

@@ -60,7 +60,9 @@ def test_a_compiled_run_learns_what_a_plain_one_does_and_is_gone_on_with_to_the_
     assert run_compiled(store, whole, cut, tmp_path / "cache") > 0
     expected = [line["loss"] for line in plain_log(tmp_path / "plain")]
     found = [line["loss"] for line in plain_log(whole)]
-    assert found == pytest.approx(expected, rel=1e-3)
+    # Sums are rounded in another order, and what that does grows from step to step.
+    assert found[:2] == pytest.approx(expected[:2], rel=1e-4)
+    assert found == pytest.approx(expected, rel=3e-2)
     assert found != expected
 
     shutil.copytree(whole, cut)
@@ -92,9 +94,9 @@ def test_networks_are_as_they_were_when_training_ends():
     assert vars(backbone) == before
 
 
-def test_without_a_compiler_it_says_what_to_do(monkeypatch):
+def test_without_a_compiler_it_says_what_to_do_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UsageError, match="no no-such-compiler") as raised, compiled(build_tiny()):
-        pass
-    assert "leave compiled out" in str(raised.value)
-    assert "encode" not in vars(build_tiny())
+    store = blob_store(tmp_path / "store", 8)
+    with pytest.raises(UsageError, match=r"no no-such-compiler.*leave compiled out"):
+        pretrain(recipe(compiled=True), [store], tmp_path / "run")
+    assert not (tmp_path / "run").exists()

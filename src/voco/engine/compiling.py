@@ -31,7 +31,7 @@ def compiled(task: nn.Module) -> Generator[None]:
         UsageError: If what torch compiles with is not there.
     """
     backbones = [module for module in task.modules() if isinstance(module, Backbone)]
-    _check_compiler(next(task.parameters()).device)
+    check_compiler(next(task.parameters()).device)
     ways = [(each, name) for each in backbones for name in _PASSES if hasattr(each, name)]
     for backbone, name in ways:
         vars(backbone)[name] = _in_training(backbone, getattr(backbone, name))
@@ -51,8 +51,11 @@ def _in_training(backbone: Backbone, way: Callable[..., Any]) -> Callable[..., A
     return chosen
 
 
-def _check_compiler(device: torch.device) -> None:
-    """What torch itself says of this comes in the middle of a step, below a page of its own."""
+def check_compiler(device: torch.device) -> None:
+    """Raise a UsageError if there is nothing to compile with for a device.
+
+    What torch itself says of this comes in the middle of a step, below a page of its own.
+    """
     if device.type == "cuda" and find_spec("triton") is None:
         raise UsageError(
             "compiled: true needs triton on a GPU, and it is not installed. Run pip install "

@@ -24,6 +24,7 @@ from voco.engine.allocator import (
     keep_freed_pages,
     use_large_pages,
 )
+from voco.engine.compiling import check_compiler
 from voco.engine.settings import TrainingConfig
 from voco.engine.trackers import check_trackers
 from voco.errors import ConfigError, UsageError, VocoError
@@ -116,13 +117,15 @@ def open_run(
 
     Raises:
         UsageError: If the folder is not empty and neither was asked for, or is not a run; if a
-            tracker is not installed.
+            tracker, or what is to compile networks, is not installed.
         ConfigError: If recipe or facts differ from those of the run to be resumed; names them.
     """
     facts = {**facts, "processes": fabric.world_size}
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other.")
     check_trackers(config.trackers)
+    if config.compiled:
+        check_compiler(fabric.device)
 
     def open_here() -> bool:
         return _open(path, config, facts, fabric, resume=resume, overwrite=overwrite)

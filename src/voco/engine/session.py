@@ -47,7 +47,6 @@ def train(
     Raises:
         TrainingError: If a loss or a gradient is not finite.
         CheckpointError: If all checkpoints are damaged, or do not fit.
-        UsageError: If the recipe asks for compiled networks and there is nothing to compile with.
         Interrupted: After SIGTERM or Ctrl-C, when the step is done and a checkpoint written.
     """
     task.to(fabric.device)

@@ -27,8 +27,8 @@ class TrainingConfig(Config):
     compiled: bool = False
     """Whether networks go through ``torch.compile`` in training: meant for GPUs, where what waits
     for memory becomes fewer and larger operators. The first step takes minutes longer. Values
-    differ by rounding, so a run begun in one way is not gone on with in the other. On a CPU it is
-    no faster, and needs a C++ compiler."""
+    differ by rounding, which grows from step to step, so a run begun in one way is not gone on with
+    in the other. On a CPU it is no faster, and needs a C++ compiler."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW, warm-up, cosine, clipping, accumulation."""
     intensity: Intensity = ModalityIntensity()

@@ -30,6 +30,21 @@ def test_recomputing_activations_changes_neither_output_nor_gradient():
     assert torch.allclose(gradients[0][1], gradients[1][1])
 
 
+def test_recomputing_blocks_computes_attention_once(monkeypatch):
+    attention, calls = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, []
+
+    def counted(*given, **named):
+        calls.append(given[0].shape)
+        return attention(*given, **named)
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", counted)
+    backbone = TINY.model_copy(update={"use_checkpoint": True}).build()
+    out = torch.stack([level.square().mean() for level in backbone.encode(VOLUMES)]).sum()
+    before = len(calls)
+    out.backward()
+    assert len(calls) == before > 0
+
+
 @pytest.mark.parametrize("changes", [{}, {"use_v2": False, "use_checkpoint": True}])
 def test_gradients_are_those_of_the_librarys_own_way(changes):
     torch.manual_seed(0)

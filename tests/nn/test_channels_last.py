@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from voco.nn.channels_last import channels_last, laid_out, moments, standardised
+from voco.nn.channels_last import channels_last, laid_out, moments, products, standardised
 from voco.nn.instance_norm import InstanceNorm3d, use_own_norms
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
@@ -29,6 +29,13 @@ def test_a_convolution_of_one_channel_is_told_the_layout():
     volumes, kernel = numbers(2, 1, 32, 32, 32).float(), torch.ones(8, 1, 3, 3, 3)
     assert channels_last(F.conv3d(laid_out(volumes), kernel))
     assert not channels_last(F.conv3d(volumes, kernel))
+
+
+@given(SHAPES, st.sampled_from(LAYOUTS))
+def test_products_with_another_channel_are_added_up_over_voxels(shape, layout):
+    features = numbers(*shape).contiguous(memory_format=layout)
+    one = numbers(shape[0], 1, *shape[2:]).flip(-1)
+    torch.testing.assert_close(products(features, one), (features * one).sum(dim=(2, 3, 4)))
 
 
 @given(SHAPES)

@@ -85,6 +85,57 @@ def test_many_places_few_weights_and_other_convolutions_are_left_to_torch():
     assert not as_product(circular(few))
 
 
+def saves_products(out):
+    return "_Winograd" in type(out.grad_fn).__name__
+
+
+FINE = {"in_channels": 96, "out_channels": 96, "kernel_size": 3, "padding": 1}
+
+
+def test_fine_levels_of_many_channels_save_half_of_the_products():
+    torchs, own = layers(**FINE)
+    features = torch.randn(1, 96, 8, 16, 16).contiguous(memory_format=torch.channels_last_3d)
+    out, found = gradients(own, features)
+    expected, wanted = gradients(torchs, features)
+    assert saves_products(own(features))
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"out_channels": 16},
+        {"kernel_size": 1, "padding": 0},
+        {"padding": 0},
+        {"stride": 2},
+        {"groups": 2},
+        {"dilation": 2, "padding": 2},
+        {"padding_mode": "circular"},
+    ],
+)
+def test_where_nothing_is_saved_or_it_is_another_sum_torch_computes_it(changes):
+    torchs, own = layers(**{**FINE, **changes})
+    features = torch.randn(1, 96, 8, 16, 16).contiguous(memory_format=torch.channels_last_3d)
+    assert not saves_products(own(features))
+    assert torch.equal(own(features), torchs(features))
+
+
+def test_other_layouts_sides_and_types_are_left_to_torch():
+    _, own = layers(**FINE)
+    last = {"memory_format": torch.channels_last_3d}
+    assert not saves_products(own(torch.randn(1, 96, 8, 16, 16)))
+    for sides in ((6, 16, 16), (8, 15, 16)):
+        assert not saves_products(own(torch.randn(1, 96, *sides).contiguous(**last)))
+    features = torch.randn(1, 96, 8, 16, 16).contiguous(**last)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not saves_products(own(features))
+    assert not saves_products(own.bfloat16()(features.bfloat16()))
+    own = own.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert saves_products(own(features.double()))
+
+
 def test_in_mixed_precision_the_type_is_autocasts_and_the_sums_are_float32s():
     _, own = layers(**WIDE, padding=1)
     features = torch.randn(1, 128, 2, 2, 2)

@@ -1,7 +1,9 @@
+import weakref
+
 import torch
 import torch.nn.functional as F
 
-from voco.nn.window_attention import window_attention
+from voco.nn.window_attention import Kept, window_attention
 
 
 def parts(windows=3, heads=2, tokens=9, width=4, dtype=torch.float64):
@@ -65,3 +67,24 @@ def test_in_bf16_values_and_gradients_are_closer_than_those_of_torchs_own():
         )
 
     assert (distance(window_attention) <= distance(torchs)).all()
+
+
+def test_what_was_kept_is_given_again_and_has_the_same_gradients():
+    first, second = parts(), parts(windows=2)
+    kept = Kept()
+    outs = [window_attention(*each, kept) for each in (first, second)]
+    kept.complete = True
+    for _ in range(2):  # as often as a block is computed
+        for inputs, out in zip((first, second), outs, strict=True):
+            again = window_attention(*inputs, kept)
+            assert again.data_ptr() == out.data_ptr()
+            torch.testing.assert_close(
+                torch.autograd.grad(again.square().sum(), inputs),
+                torch.autograd.grad(plain(*inputs).square().sum(), inputs),
+            )
+
+
+def test_what_is_kept_holds_no_graph():
+    inputs, kept = parts(), Kept()
+    held = weakref.ref(window_attention(*inputs, kept).grad_fn)
+    assert held() is None

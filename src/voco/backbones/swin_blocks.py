@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from voco.backbones.residual_blocks import basic_block
 from voco.nn.channels_last import laid_out
-from voco.nn.window_attention import window_attention
+from voco.nn.window_attention import Kept, window_attention
 from voco.nn.window_layout import Layout, Padding, window_layout
 from voco.shapes import Level
 
@@ -45,7 +45,7 @@ def _stage(layer: Any, features: Level) -> Level:  # noqa: ANN401 (MONAI's Basic
     tokens = rearrange(features, "b c x y z -> b x y z c")
     for block in layer.blocks:
         if block.use_checkpoint and torch.is_grad_enabled():
-            tokens = checkpoint(_block, block, tokens, use_reentrant=False)
+            tokens = _recomputed(block, tokens)
         else:
             tokens = _block(block, tokens)
     if layer.downsample is not None:
@@ -53,13 +53,26 @@ def _stage(layer: Any, features: Level) -> Level:  # noqa: ANN401 (MONAI's Basic
     return rearrange(tokens, "b x y z c -> b c x y z")
 
 
-def _block(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401 (MONAI's SwinTransformerBlock)
-    tokens = tokens + block.drop_path(attended(block, tokens))
+def _recomputed(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401 (as below)
+    """A block that keeps its input and its attention, and computes all else once more."""
+    kept = None if torch.compiler.is_compiling() else Kept()
+    out = checkpoint(_block, block, tokens, kept, use_reentrant=False)
+    if kept is not None:
+        kept.complete = True
+    return out
+
+
+def _block(
+    block: Any,  # noqa: ANN401 (MONAI's SwinTransformerBlock)
+    tokens: Tokens,
+    kept: Kept | None = None,
+) -> Tokens:
+    tokens = tokens + block.drop_path(attended(block, tokens, kept))
     return tokens + block.forward_part2(tokens)
 
 
-def attended(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401
-    """Norm and attention within windows, shifted or not."""
+def attended(block: Any, tokens: Tokens, kept: Kept | None = None) -> Tokens:  # noqa: ANN401
+    """Norm and attention within windows, shifted or not; see :class:`Kept` for what is kept."""
     from monai.networks.nets import swin_unetr  # noqa: PLC0415 (takes seconds)
 
     sides = (tokens.shape[1], tokens.shape[2], tokens.shape[3])
@@ -70,7 +83,7 @@ def attended(block: Any, tokens: Tokens) -> Tokens:  # noqa: ANN401
         return block.forward_part1(tokens, mask)
     layout = window_layout(sides, tuple(window), tuple(shift), len(tokens), tokens.device)
     rows = _Reordered.apply(block.norm1(tokens).flatten(0, 3), layout.order, layout.back)
-    rows = _attention(block.attn, rows, layout)
+    rows = _attention(block.attn, rows, layout, kept)
     return _Reordered.apply(rows, layout.back, layout.order).view(tokens.shape)
 
 
@@ -78,6 +91,7 @@ def _attention(
     attention: Any,  # noqa: ANN401 (MONAI's WindowAttention)
     rows: Float[Tensor, "_ e"],
     layout: Layout,
+    kept: Kept | None,
 ) -> Float[Tensor, "_ e"]:
     """Attention within windows, of tokens in the order of the layout."""
     heads, places = attention.num_heads, layout.places
@@ -103,7 +117,7 @@ def _attention(
             _, key, value = padded.to(part.dtype).expand(kind.windows, -1, -1, -1, -1).unbind(1)
             keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
             seen = torch.cat([seen, _padding_bias(top, share, kind.real, kind.padding)], dim=2)
-        out = window_attention(queries, keys, values, seen)
+        out = window_attention(queries, keys, values, seen, kept)
         outs.append(rearrange(out, "w h n d -> (w n) (h d)"))
     return attention.proj_drop(attention.proj(torch.cat(outs)))
 

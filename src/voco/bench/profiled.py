@@ -18,6 +18,7 @@ KINDS = (CONVOLUTION, ATTENTION, LINEAR, NORM, OPTIMIZER, REST, BETWEEN)
 
 _CALLERS = {
     "voco.nn.convolution": CONVOLUTION,
+    "voco.nn.winograd": CONVOLUTION,
     "voco.nn.window_attention": ATTENTION,
     "voco.nn.instance_norm": NORM,
     "voco.nn.channels_last": NORM,

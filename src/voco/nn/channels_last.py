@@ -60,6 +60,20 @@ def moments(features: Level) -> tuple[Each, Each]:
     return means.mean(dim=1).to(precise), variance.to(precise)
 
 
+def products(features: Level, one: Float[Tensor, "b 1 x y z"]) -> Each:
+    """Sums over the voxels of every channel times another one, of the same type.
+
+    Of channels-last features in parts, each of them a row times a matrix as it lies in memory: many
+    times faster than a matrix times a column, and more exact.
+    """
+    volumes, channels = features.shape[:2]
+    if not channels_last(features):
+        return (features.flatten(2) @ one.flatten(2).mT)[:, :, 0]
+    parts = volumes * math.gcd(one[0].numel(), _PARTS)
+    rows = features.movedim(1, -1).reshape(parts, -1, channels)
+    return (one.reshape(parts, 1, -1) @ rows).view(volumes, -1, channels).sum(dim=1)
+
+
 def standardised(
     features: Level,
     mean: Each,

@@ -1,4 +1,7 @@
-"""Convolutions where torch's are slow or wrong on a processor: few places, and short sides.
+"""Convolutions where torch's are slow or wrong on a processor.
+
+Most of a network's arithmetic is convolutions of 3x3x3 at fine levels. Half of their products can
+be saved (:mod:`voco.nn.winograd`).
 
 At the coarsest level of a network a crop is a few voxels with hundreds of channels. Torch's
 convolutions on a processor are made for many voxels: two such layers took a fifteenth of a
@@ -19,6 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from voco.nn.channels_last import channels_last
+from voco.nn.winograd import OUT_PLANES, winograd
 from voco.shapes import Level, Shape3
 
 _PLACES = 64
@@ -28,8 +33,16 @@ _WEIGHTS = 1 << 18
 """Fewest weights that are; with fewer, both ways take a thousandth of a second or two."""
 
 
+_PLANE = 16 * 16
+"""Fewest voxels of a plane for which half of the products are saved; with fewer, nothing is won."""
+
+_PRODUCTS = 1 << 21
+"""Fewest pairs of an input's and an output's channel in a plane, all voxels together: with fewer,
+mixing the planes takes what it saves."""
+
+
 class Conv3d(nn.Conv3d):
-    """Torch's layer; on a processor a product of matrices where that is faster.
+    """Torch's layer; on a processor by the way that is faster.
 
     Sums of products are then of float32 at least, also where the result has fewer digits; so they
     are where sides are short.
@@ -38,6 +51,8 @@ class Conv3d(nn.Conv3d):
     def forward(self, input: Level) -> Level:  # noqa: A002 (torch's name)
         """The convolution of features, channels last if they are."""
         few = self._few_places(input)
+        if not few and self._saves_products(input):
+            return winograd(input, self.weight, self.bias)
         if not few and (input.device.type != "cpu" or not self._short(input)):
             return super().forward(input)
         # Autocast leaves float64 to itself.
@@ -66,13 +81,30 @@ class Conv3d(nn.Conv3d):
         sides = features.shape[2:]
         return any(side <= more for side, more in zip(sides, added, strict=True) if more)
 
-    def _few_places(self, features: Level) -> bool:
-        simple = self.padding_mode == "zeros" and self.groups == 1 and set(self.dilation) == {1}
-        if not simple or isinstance(self.padding, str) or self.weight.numel() < _WEIGHTS:
+    def _saves_products(self, features: Level) -> bool:
+        if not self._simple(features) or torch.compiler.is_compiling():
             return False
+        precise = features.dtype in (torch.float32, torch.float64)
+        mixed = torch.is_autocast_enabled("cpu") and features.dtype == torch.float32
+        if mixed or not precise or self.weight.dtype != features.dtype:
+            return False
+        if self.kernel_size != (3, 3, 3) or self.padding != (1, 1, 1) or self.stride != (1, 1, 1):
+            return False
+        plane, pairs = features[0, 0, 0].numel(), self.in_channels * self.out_channels
+        enough = plane >= _PLANE and plane * pairs >= _PRODUCTS
+        return enough and features.shape[2] % OUT_PLANES == 0 and channels_last(features)
+
+    def _simple(self, features: Level) -> bool:
+        """Whether features on a processor fit a convolution without dilation, groups and such."""
+        simple = self.padding_mode == "zeros" and self.groups == 1 and set(self.dilation) == {1}
         fits = features.ndim == self.weight.ndim and features.shape[1] == self.in_channels
-        if features.device.type != "cpu" or not fits:
-            return False  # what does not fit, torch says
+        return simple and fits and features.device.type == "cpu"  # what does not fit, torch says
+
+    def _few_places(self, features: Level) -> bool:
+        if not self._simple(features) or self.weight.numel() < _WEIGHTS:
+            return False
+        if isinstance(self.padding, str):
+            return False
         places = len(features)
         for axis, side in enumerate(features.shape[2:]):
             room = side + 2 * self.padding[axis] - self.kernel_size[axis]

@@ -15,7 +15,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from voco.nn.channels_last import channels_last, moments, standardised, standardised_backward
+from voco.nn.channels_last import (
+    channels_last,
+    moments,
+    products,
+    standardised,
+    standardised_backward,
+)
 from voco.shapes import Level
 
 _PRECISE = (torch.float32, torch.float64)
@@ -208,11 +214,10 @@ class _NormAct(torch.autograd.Function):
             at_residual = inner
             _add(normed, residual, gain, sign=-1)
         if residual is not None and gain is not None:
-            channels, one = inner.flatten(2), residual.flatten(2).to(inner.dtype)
-            at_gain = (channels @ one.mT)[:, :, 0].to(gain.dtype)
+            at_gain = products(inner, residual.to(inner.dtype)).to(gain.dtype)
             at_residual = None
             if ctx.needs_input_grad[1]:
-                at_one = gain[:, None].to(inner.dtype) @ channels
+                at_one = gain[:, None].to(inner.dtype) @ inner.flatten(2)
                 at_residual = at_one.view(residual.shape).to(residual.dtype)
         return _norm_gradient(inner, normed, scale), at_residual, at_gain, None, None
 

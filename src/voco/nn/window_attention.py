@@ -7,6 +7,7 @@ window at a time, in the processor's cache. The bias is trained, which torch's f
 for CPUs cannot do.
 """
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -27,11 +28,37 @@ _AT_ONCE = 400_000
 cache of 4 MB."""
 
 
+class Kept:
+    """What attention gave, for a block that is computed once more in the backward pass.
+
+    Of all that such a block computes it takes the most time for the memory that keeping it takes.
+
+    Attributes:
+        complete: Set once the block was computed; from then on what it gave is given again, in the
+            same order, as often as the block is computed.
+    """
+
+    def __init__(self) -> None:
+        self.complete = False
+        self._found: deque[tuple[Tensor, Tensor]] = deque()
+
+    def add(self, out: Tensor, sums: Tensor) -> None:
+        """Keep what attention gave and the logarithms of the sums of its weights."""
+        self._found.append((out.detach(), sums))  # not the graph, which holds this
+
+    def again(self) -> tuple[Tensor, Tensor]:
+        """The next of them."""
+        out, sums = self._found.popleft()
+        self._found.append((out, sums))
+        return out.detach(), sums
+
+
 def window_attention(
     queries: Float[Tensor, "w h n d"],
     keys: Float[Tensor, "w h m d"],
     values: Float[Tensor, "w h m d"],
     bias: Float[Tensor, "h n m"],
+    kept: Kept | None = None,
 ) -> Float[Tensor, "w h n d"]:
     """``softmax(queries @ keys.mT / sqrt(d) + bias) @ values``, for each window and head.
 
@@ -40,12 +67,13 @@ def window_attention(
         keys: Of the ``m`` tokens that these see.
         values: Of the same.
         bias: Added to the products, in every window alike; gets a gradient.
+        kept: What is asked before computing, and told; torch's own way asks nobody.
     """
     if queries.is_cuda or queries.dtype == torch.float16 or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias.to(queries.dtype)[None]
         )
-    return _WindowAttention.apply(queries, keys, values, bias)
+    return _WindowAttention.apply(queries, keys, values, bias, kept)
 
 
 class _WindowAttention(torch.autograd.Function):
@@ -56,10 +84,16 @@ class _WindowAttention(torch.autograd.Function):
         keys: Tensor,
         values: Tensor,
         bias: Tensor,
+        kept: Kept | None,
     ) -> Tensor:
-        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            queries, keys, values, attn_mask=bias[None]
-        )
+        if kept is not None and kept.complete:
+            out, sums = kept.again()
+        else:
+            out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                queries, keys, values, attn_mask=bias[None]
+            )
+            if kept is not None:
+                kept.add(out, sums)
         ctx.save_for_backward(queries, keys, values, bias, out, sums)
         return out
 
@@ -68,11 +102,11 @@ class _WindowAttention(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,  # noqa: ANN401
         *gradients: Tensor,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         # Numbers of bf16 become float32 here: a logarithm of a sum of weights that has 8 bits would
         # make all of them wrong by a hundredth.
         with torch.autocast("cpu", enabled=False):
-            return _gradients(gradients[0], *ctx.saved_tensors)
+            return *_gradients(gradients[0], *ctx.saved_tensors), None
 
 
 def _gradients(

@@ -1,10 +1,14 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from voco.bench import step
 from voco.bench.plain_step import plain_loss
 from voco.bench.profiled import KINDS
 from voco.bench.step import PathsDifferError, another, compared, exactness, page, ratios
@@ -109,7 +113,9 @@ def test_the_tables_show_ratios_and_the_distance_to_the_limit():
     row |= {"peak_bytes": ratios([(4e9, 1e9)]), "needs": {"plain": needs, "ours": needs}}
     row["profile"] = dict.fromkeys(KINDS, 0.5) | {"convolutions": 1.5}
     exact = {"tiny": {"loss_difference": 1e-9, "gradient_difference": 2e-8}}
-    text = "\n".join(page(json.loads(json.dumps({"exact": exact, "rows": [row]}))))
+    results = {"exact": exact, "rows": [row], "failed": {"other": "the plain path\nfailed"}}
+    text = "\n".join(page(json.loads(json.dumps(results))))
+    assert "Not measured, `other`: the plain path failed" in text
     assert "5.00 (5.00 to 5.00)" in text
     assert "4.0 → 1.0 (0.25)" in text
     assert "apart 1e-09 and 2e-08 (`tiny`)" in text
@@ -121,6 +127,27 @@ def test_the_tables_show_ratios_and_the_distance_to_the_limit():
 def test_a_gpu_that_is_not_there_is_said_not_replaced():
     with pytest.raises(UsageError, match="there is no CUDA device here"):
         cases(small=True, device="cuda", compiled=False)
+
+
+def test_a_path_that_dies_or_hangs_is_named_and_the_other_cases_are_measured(monkeypatch):
+    dies, hangs, works = (replace(TINY, name=name) for name in ("dies", "hangs", "works"))
+    start = subprocess.run
+
+    def broken(command, **given):
+        name = json.loads((Path(command[3]) / "case.json").read_text())["name"]
+        if name == dies.name:
+            command = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), 11)"]
+        if name == hangs.name:
+            command = [sys.executable, "-c", "import time; time.sleep(60)"]
+            given["timeout"] = 0.5
+        return start(command, **given)
+
+    monkeypatch.setattr(subprocess, "run", broken)
+    monkeypatch.setattr(step, "SMALL", ())
+    found = step.measured([dies, hangs, works], 1)
+    assert [row["name"] for row in found["rows"]] == ["works"]
+    assert "the plain path failed (-11)" in found["failed"]["dies"]
+    assert "took more than" in found["failed"]["hangs"]
 
 
 def test_names_of_cases_are_unlike():

@@ -70,3 +70,13 @@ def test_the_result_is_channels_last_and_nothing_is_kept_but_input_and_weight():
         out = winograd.winograd(features, weight, None)
     assert channels_last(out)
     assert set(kept) == {features.data_ptr(), weight.data_ptr()}
+
+
+def test_features_of_another_layout_are_laid_out_and_planes_that_do_not_fit_are_an_error():
+    features, weight = numbers(2, 3, 8, 4, 5).requires_grad_(), numbers(4, 3, 3, 3, 3)
+    out, expected = winograd.winograd(features, weight, None), F.conv3d(features, weight, padding=1)
+    torch.testing.assert_close(out, expected)
+    found, wanted = (torch.autograd.grad(each.square().sum(), features) for each in (out, expected))
+    torch.testing.assert_close(found, wanted)
+    with pytest.raises(ValueError, match="4 planes at a time, got 6 along x"):
+        winograd.winograd(numbers(1, 3, 6, 4, 5), weight, None)

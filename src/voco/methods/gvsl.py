@@ -76,6 +76,7 @@ from voco.method import Method, MethodConfig, Panel, grey, middle_slices
 from voco.nn.convolution import Conv3d
 from voco.nn.freeze import freeze_unreached
 from voco.nn.gather import following_rows, world_size
+from voco.nn.pooling import level_mean
 from voco.nn.restoration import restoration_health, restoration_loss
 from voco.nn.unit import at_least_float32
 from voco.shapes import Level, Volumes
@@ -409,7 +410,7 @@ class AffineHead(nn.Module):
         """Matrices, and shifts in voxels; in at least float32."""
         found = at_least_float32(self.convolutions(torch.cat([moving, fixed], dim=1)))
         with torch.autocast(found.device.type, enabled=False):
-            amounts = self.amounts(found.mean(dim=(2, 3, 4)))
+            amounts = self.amounts(level_mean(found))
             return affine_map(amounts, self.config)
 
 

@@ -67,6 +67,7 @@ from voco.nn.freeze import freeze_unreached
 from voco.nn.heads import BatchStandardisation, projector
 from voco.nn.health import effective_rank
 from voco.nn.info_nce import pair_health
+from voco.nn.pooling import level_mean
 from voco.nn.unit import at_least_float32, unit
 from voco.shapes import Crops, Level, Shape3, Volumes
 from voco.task import Outcome, Step
@@ -196,8 +197,7 @@ class StageHead(nn.Module):
 
     def forward(self, stage: Level) -> Embedded:
         """Embeddings and predictions, one row for each volume."""
-        dtype = torch.promote_types(stage.dtype, torch.float32)
-        embedding = self.norm(stage.mean(dim=(2, 3, 4), dtype=dtype))
+        embedding = self.norm(level_mean(stage))
         return Embedded(embedding, self.predictor(embedding))
 
     def restored(self, stage: Level) -> Level:

@@ -32,13 +32,15 @@ _PLACES = 64
 _WEIGHTS = 1 << 18
 """Fewest weights that are; with fewer, both ways take a thousandth of a second or two."""
 
-
 _PLANE = 16 * 16
 """Fewest voxels of a plane for which half of the products are saved; with fewer, nothing is won."""
 
 _PRODUCTS = 1 << 21
 """Fewest pairs of an input's and an output's channel in a plane, all voxels together: with fewer,
 mixing the planes takes what it saves."""
+
+_PRECISE = ({torch.float32}, {torch.float64})
+"""Types, each of features, weights and result alike, that have the digits for it."""
 
 
 class Conv3d(nn.Conv3d):
@@ -50,18 +52,16 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, input: Level) -> Level:  # noqa: A002 (torch's name)
         """The convolution of features, channels last if they are."""
-        few = self._few_places(input)
-        if not few and self._saves_products(input):
+        if self._few_places(input):
+            stride, padding = _three(self.stride), _three(self.padding)
+            return _Product.apply(
+                input, self.weight, self.bias, stride, padding, _result_type(input)
+            )
+        if self._saves_products(input):
             return winograd(input, self.weight, self.bias)
-        if not few and (input.device.type != "cpu" or not self._short(input)):
-            return super().forward(input)
-        # Autocast leaves float64 to itself.
-        mixed = torch.is_autocast_enabled("cpu") and input.dtype != torch.float64
-        dtype = torch.get_autocast_dtype("cpu") if mixed else input.dtype
-        if not few:
-            return self._precise(input).to(dtype)
-        stride, padding = _three(self.stride), _three(self.padding)
-        return _Product.apply(input, self.weight, self.bias, stride, padding, dtype)
+        if input.device.type == "cpu" and self._short(input):
+            return self._precise(input).to(_result_type(input))
+        return super().forward(input)
 
     def _precise(self, features: Level) -> Level:
         """The convolution in float32 at least."""
@@ -82,11 +82,10 @@ class Conv3d(nn.Conv3d):
         return any(side <= more for side, more in zip(sides, added, strict=True) if more)
 
     def _saves_products(self, features: Level) -> bool:
+        """Whether half of the products can be saved, with all digits, and it is worth it."""
         if not self._simple(features) or torch.compiler.is_compiling():
             return False
-        precise = features.dtype in (torch.float32, torch.float64)
-        mixed = torch.is_autocast_enabled("cpu") and features.dtype == torch.float32
-        if mixed or not precise or self.weight.dtype != features.dtype:
+        if {features.dtype, self.weight.dtype, _result_type(features)} not in _PRECISE:
             return False
         if self.kernel_size != (3, 3, 3) or self.padding != (1, 1, 1) or self.stride != (1, 1, 1):
             return False
@@ -101,6 +100,7 @@ class Conv3d(nn.Conv3d):
         return simple and fits and features.device.type == "cpu"  # what does not fit, torch says
 
     def _few_places(self, features: Level) -> bool:
+        """Whether it is a product of matrices: many weights, and few places."""
         if not self._simple(features) or self.weight.numel() < _WEIGHTS:
             return False
         if isinstance(self.padding, str):
@@ -119,6 +119,12 @@ def use_own_convolutions(network: nn.Module) -> None:
     for layer in network.modules():
         if type(layer) is nn.Conv3d:
             layer.__class__ = Conv3d  # the same layer: only the way through it differs
+
+
+def _result_type(features: Tensor) -> torch.dtype:
+    """What a convolution on a processor gives; autocast leaves float64 to itself."""
+    mixed = torch.is_autocast_enabled("cpu") and features.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if mixed else features.dtype
 
 
 def _three(numbers: Any) -> Shape3:  # noqa: ANN401 (torch says tuple or string)

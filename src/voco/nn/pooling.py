@@ -29,7 +29,12 @@ def split_for_caches(crops: Volumes) -> Sequence[Float[Tensor, "_ c _ _ _"]]:
 
 def level_means(pyramid: list[Level], levels: Sequence[int]) -> Float[Tensor, "n e"]:
     """Levels of a pyramid averaged over space and joined; at least float32."""
-    return torch.cat([_Mean.apply(pyramid[level]) for level in levels], dim=1)
+    return torch.cat([level_mean(pyramid[level]) for level in levels], dim=1)
+
+
+def level_mean(level: Level) -> Float[Tensor, "n c"]:
+    """The average of a level over space; at least float32."""
+    return _Mean.apply(level)
 
 
 class _Mean(torch.autograd.Function):

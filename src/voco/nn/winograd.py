@@ -88,10 +88,19 @@ def winograd(
     """``conv3d(features, weight, bias, padding=1)``, channels last.
 
     Args:
-        features: Channels last, with a multiple of four planes along x.
+        features: Of float32 or float64, with a multiple of four planes along x; others than
+            channels last are laid out anew.
         weight: Of the same type.
         bias: Of the same type.
+
+    Raises:
+        ValueError: If the planes along x are no multiple of four.
     """
+    if features.shape[2] % OUT_PLANES:
+        raise ValueError(
+            f"products are saved {OUT_PLANES} planes at a time, got {features.shape[2]} along x; "
+            "take torch's convolution."
+        )
     return _Winograd.apply(features, weight, bias)
 
 
@@ -103,13 +112,15 @@ class _Winograd(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(features, weight)
-        planes = features.movedim(1, -1)
-        mix_inputs, mix_results = _MIXED_INPUTS.to(features), _MIXED_RESULTS.to(features)
+        planes = features.movedim(1, -1).contiguous()
+        ctx.save_for_backward(planes, weight)
+        mix_inputs, mix_results = _MIXED_INPUTS.to(planes), _MIXED_RESULTS.to(planes)
         weights = _six(weight)
         out = planes.new_empty(*planes.shape[:-1], len(weight))
         for tiles in _groups(planes):
-            mixed = _inputs(planes, tiles, mix_inputs)
+            mixed = _mixtures(
+                [(planes[tile.volume, tile.seen], mix_inputs[:, tile.columns]) for tile in tiles]
+            )
             results = out.new_empty(_IN, len(tiles), *out.shape[2:])
             for number, (each, own) in enumerate(zip(mixed, weights, strict=True)):
                 added = bias if number == _SECOND else None
@@ -126,18 +137,19 @@ class _Winograd(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         *gradients: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        features, weight = ctx.saved_tensors
+        planes, weight = ctx.saved_tensors
         for_features, for_weight, for_bias = ctx.needs_input_grad
-        gradient = gradients[0].contiguous(memory_format=torch.channels_last_3d).movedim(1, -1)
-        planes, weights = features.movedim(1, -1), _six(weight)
-        mix_inputs, mix_results = _MIXED_INPUTS.to(features), _MIXED_RESULTS.to(features)
+        gradient = gradients[0].movedim(1, -1).contiguous()
+        weights = _six(weight)
+        mix_inputs, mix_results = _MIXED_INPUTS.to(planes), _MIXED_RESULTS.to(planes)
         at_planes, at_weights = torch.empty_like(planes), torch.zeros_like(weights)
         for tiles in _groups(planes):
-            mixed = _inputs(planes, tiles, mix_inputs)
-            at_results = gradient.new_empty(_IN, len(tiles), *gradient.shape[2:])
-            for number, tile in enumerate(tiles):
-                given = gradient[tile.volume, tile.planes].flatten(1)
-                torch.mm(mix_results.mT, given, out=at_results[:, number].flatten(1))
+            mixed = _mixtures(
+                [(planes[tile.volume, tile.seen], mix_inputs[:, tile.columns]) for tile in tiles]
+            )
+            at_results = _mixtures(
+                [(gradient[tile.volume, tile.planes], mix_results.mT) for tile in tiles]
+            )
             for number, own in enumerate(weights):
                 at_input, at_own = _plane_gradients(
                     at_results[number], mixed[number], own, (for_features, for_weight)
@@ -148,7 +160,7 @@ class _Winograd(torch.autograd.Function):
                     mixed[number] = at_input.movedim(1, -1)  # what was there is done with
             if for_features:
                 _put_inputs(at_planes, tiles, mix_inputs, mixed)
-        mix = _MIXED_WEIGHTS.to(features)
+        mix = _MIXED_WEIGHTS.to(planes)
         return (
             at_planes.movedim(-1, 1) if for_features else None,
             torch.einsum("kd,kocyz->ocdyz", mix, at_weights) if for_weight else None,
@@ -197,14 +209,13 @@ def _groups(planes: Float[Tensor, "b x y z c"]) -> Iterator[list[_Tile]]:
         yield tiles[start : start + count]
 
 
-def _inputs(
-    planes: Float[Tensor, "b x y z c"], tiles: list[_Tile], mix: Float[Tensor, "6 6"]
+def _mixtures(
+    pieces: list[tuple[Float[Tensor, "_ y z c"], Float[Tensor, "6 _"]]],
 ) -> Float[Tensor, "6 t y z c"]:
-    """The six mixed inputs of tiles."""
-    mixed = planes.new_empty(_IN, len(tiles), *planes.shape[2:])
-    for number, tile in enumerate(tiles):
-        seen = planes[tile.volume, tile.seen].flatten(1)
-        torch.mm(mix[:, tile.columns], seen, out=mixed[:, number].flatten(1))
+    """Six mixtures of the planes of each piece, by its numbers."""
+    mixed = pieces[0][0].new_empty(_IN, len(pieces), *pieces[0][0].shape[1:])
+    for number, (planes, mix) in enumerate(pieces):
+        torch.mm(mix, planes.flatten(1), out=mixed[:, number].flatten(1))
     return mixed
 
 
